@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Where things are in a checkout; everything that is generated lives below `BUILD`."""
+
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[2]
+BUILD = REPO / "build"
+
+SERIES = REPO / "qemu-patches" / "v10.0"
+GUEST_IMAGE_SOURCE = REPO / "guest" / "image"
+
+QEMU_PATCHED = BUILD / "qemu"
+QEMU_STOCK = BUILD / "qemu-stock"
+GUEST = BUILD / "guest"
+FIRMWARE = BUILD / "firmware"
+LOGS = BUILD / "logs"
