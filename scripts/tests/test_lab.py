@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The lab's logic that needs no VM: command lines, the agent's line protocol, the event log."""
+
+import asyncio
+import json
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from vnet_standby.errors import VnetStandbyError
+from vnet_standby.lab.agent import Agent, Link
+from vnet_standby.lab.command import (
+    QemuBinary,
+    inspect_qemu,
+    kernel_arguments,
+    machine_arguments,
+    nic_arguments,
+    ports,
+    primary_device,
+)
+from vnet_standby.lab.events import EventLog
+from vnet_standby.lab.scenario import MAC, Scenario
+
+QEMU = QemuBinary(Path("/q"), "QEMU 10", "pc-q35-10.0", Path("/fw"), True)
+LINK = "eth1 mac=52:54:00:76:6e:01 carrier=1 operstate=up flags=0x1003 mtu=1500 driver=e1000e master=eth0 addresses="
+
+
+def devices(scenario: Scenario, *, incoming: bool = False) -> list[str]:
+    arguments = nic_arguments(scenario, "a", incoming=incoming)
+    options = [
+        value
+        for flag, value in zip(arguments[::2], arguments[1::2], strict=True)
+        if flag == "-device"
+    ]
+    return [option for option in options if not option.startswith("pcie-root-port")]
+
+
+def test_net_failover_pairs_by_id_on_both_hosts() -> None:
+    for incoming in (False, True):
+        standby, primary = devices(Scenario(), incoming=incoming)
+        assert "failover=on" in standby
+        assert "failover_pair_id=standby0" in primary
+
+
+def test_management_owns_the_primary_of_a_standby_property() -> None:
+    scenario = Scenario(owner="management")
+    standby, primary = devices(scenario)
+    assert "standby=on" in standby
+    assert "failover" not in standby + primary
+    assert len(devices(scenario, incoming=True)) == 1
+
+
+def test_bond_has_no_feature_and_its_primary_is_plugged_after_the_migration() -> None:
+    scenario = Scenario(guest="bond")
+    assert not any("failover" in device or "standby=on" in device for device in devices(scenario))
+    assert len(devices(scenario, incoming=True)) == 1
+    assert primary_device(scenario, incoming=True)["mac"] == MAC
+
+
+def test_virtio_has_no_primary() -> None:
+    assert [port.name for port in ports(Scenario(guest="virtio"))] == ["a-standby", "b-standby"]
+    assert len(devices(Scenario(guest="virtio"))) == 1
+
+
+def test_controls() -> None:
+    assert "a-standby" not in [port.name for port in ports(Scenario(guest="bond", standby=False))]
+    wrong = Scenario(destination_primary_mac="52:54:00:00:00:99")
+    assert MAC in devices(wrong)[1]
+    assert "52:54:00:00:00:99" in devices(wrong, incoming=True)[1]
+
+
+def test_native_hotplug_switches_acpi_hotplug_off() -> None:
+    option = "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"
+    assert option in machine_arguments(QEMU, "tcg", 512, "pcie")
+    assert option not in machine_arguments(QEMU, "tcg", 512, "acpi")
+
+
+def test_guest_settings_are_on_the_kernel_command_line() -> None:
+    line = kernel_arguments(Scenario(guest="bond", first_driver="primary"))
+    assert "vnet.guest=bond" in line
+    assert "vnet.first=primary" in line
+
+
+def fake_qemu(folder: Path, machines: str) -> Path:
+    binary = folder / "qemu"
+    binary.write_text(
+        f"#!/bin/sh\ncase $1 in -machine) echo '{machines}';; *) echo 'QEMU emulator 1.0';; esac\n"
+    )
+    binary.chmod(0o755)
+    return binary
+
+
+def test_a_binary_without_q35_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(VnetStandbyError, match="no q35 machine type"):
+        inspect_qemu(fake_qemu(tmp_path, "none  empty machine"), None)
+
+
+def test_newest_versioned_machine_where_the_preferred_one_is_missing(tmp_path: Path) -> None:
+    machines = "pc-q35-9.2  Standard PC\npc-q35-11.1  Standard PC\nq35  alias"
+    assert inspect_qemu(fake_qemu(tmp_path, machines), None).machine == "pc-q35-11.1"
+
+
+def test_what_is_no_program_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no program")
+    with pytest.raises(VnetStandbyError, match="can't be run"):
+        inspect_qemu(tmp_path / "text", None)
+
+
+def test_a_failing_program_is_refused_with_its_last_words(tmp_path: Path) -> None:
+    binary = tmp_path / "qemu"
+    binary.write_text("#!/bin/sh\necho libfoo.so: not found >&2\nexit 127\n")
+    binary.chmod(0o755)
+    with pytest.raises(VnetStandbyError, match=r"libfoo\.so: not found"):
+        inspect_qemu(binary, None)
+
+
+def test_link_parse() -> None:
+    link = Link.parse(LINK)
+    assert (link.name, link.carrier, link.driver, link.master, link.addresses) == (
+        "eth1",
+        True,
+        "e1000e",
+        "eth0",
+        (),
+    )
+    assert Link.parse(LINK + "192.0.2.2,fe80::1").addresses == ("192.0.2.2", "fe80::1")
+
+
+def talk(
+    story: Callable[[Agent, socket.socket], Awaitable[None]],
+) -> list[tuple[str, dict[str, object]]]:
+    """Run a story with an agent's client and the other end of its port; returns what was notified."""
+    notified: list[tuple[str, dict[str, object]]] = []
+
+    async def run() -> None:
+        async def notify(event: str, data: dict[str, object]) -> None:
+            notified.append((event, data))
+
+        here, there = socket.socketpair()
+        here.setblocking(False)
+        agent = Agent("a", notify)
+        await agent.open(here)
+        with there:
+            await story(agent, there)
+        await agent.close()
+
+    asyncio.run(run())
+    return notified
+
+
+def test_answers_find_their_questions() -> None:
+    async def story(agent: Agent, guest: socket.socket) -> None:
+        first = asyncio.create_task(agent.ask("hello"))
+        second = asyncio.create_task(agent.ask("links"))
+        await asyncio.sleep(0)
+        guest.sendall(b"2 = two\n! clock 5\n1 = one\n1 ok\n2 = more\n2 ok\n")
+        assert await first == ["one"]
+        assert await second == ["two", "more"]
+        assert [guest_ns for _, guest_ns in agent.clock_samples] == [5]
+
+    talk(story)
+
+
+def test_an_error_of_the_guest_is_raised_with_its_output() -> None:
+    async def story(agent: Agent, guest: socket.socket) -> None:
+        asking = asyncio.create_task(agent.run("false"))
+        await asyncio.sleep(0)
+        guest.sendall(b"1 = went wrong\n1 error exit 1\n")
+        with pytest.raises(VnetStandbyError, match="exit 1: went wrong"):
+            await asking
+
+    talk(story)
+
+
+def test_a_silent_guest_is_named_after_the_bound() -> None:
+    async def story(agent: Agent, _guest: socket.socket) -> None:
+        with pytest.raises(VnetStandbyError, match=r"no answer to 'hello' within 0\.01 s"):
+            await agent.ask("hello", timeout_s=0.01)
+
+    talk(story)
+
+
+def test_a_closed_port_ends_the_wait() -> None:
+    async def story(agent: Agent, guest: socket.socket) -> None:
+        asking = asyncio.create_task(agent.ask("hello"))
+        await asyncio.sleep(0)
+        guest.close()
+        with pytest.raises(VnetStandbyError, match="its port closed"):
+            await asking
+
+    talk(story)
+
+
+def test_link_changes_are_notified_once() -> None:
+    async def story(agent: Agent, guest: socket.socket) -> None:
+        vanished = LINK.replace("mac=52:54:00:76:6e:01", "mac=")
+        guest.sendall(
+            f"! link {LINK}\n! link {LINK}\n! link {vanished}\n! gone eth1\n1 ok\n".encode()
+        )
+        await agent.ask("hello")
+
+    assert [(event, data["name"]) for event, data in talk(story)] == [
+        ("link", "eth1"),
+        ("gone", "eth1"),
+    ]
+
+
+def test_events_are_waited_for_from_a_given_number_on() -> None:
+    async def story() -> None:
+        log = EventLog()
+        await log.add("a", "STOP", {})
+        waiting = asyncio.create_task(log.wait(lambda event: event.event == "STOP", since=len(log)))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        await log.add("b", "STOP", {"second": True})
+        assert (await waiting).data == {"second": True}
+
+    asyncio.run(story())
+
+
+def test_events_are_written_in_order_of_time(tmp_path: Path) -> None:
+    async def story() -> None:
+        log = EventLog()
+        await log.add("lab", "late", {}, t=2.0)
+        await log.add("a", "early", {"x": 1}, t=1.0)
+        log.write(tmp_path / "events.jsonl")
+
+    asyncio.run(story())
+    lines = (tmp_path / "events.jsonl").read_text().splitlines()
+    assert [json.loads(line)["event"] for line in lines] == ["early", "late"]
+    assert json.loads(lines[0]) == {"t": 1.0, "who": "a", "event": "early", "data": {"x": 1}}

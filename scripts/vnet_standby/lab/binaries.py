@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The QEMU to run: one of our builds, or the user's."""
+
+from pathlib import Path
+
+from vnet_standby.build.qemu import build_qemu, firmware
+from vnet_standby.errors import VnetStandbyError
+from vnet_standby.lab.command import QemuBinary, inspect_qemu
+
+
+def qemu_under_test(wanted: str, source: str | None = None) -> QemuBinary:
+    """Find the QEMU that `wanted` names: patched, stock (both built if they are missing), or a binary's path.
+
+    `source` is where our builds come from, see `build.source`. Raises `VnetStandbyError` if there is no such QEMU.
+    """
+    match wanted:
+        case "patched" | "stock":
+            return inspect_qemu(build_qemu(wanted, source), firmware())
+        case _:
+            return _own(Path(wanted))
+
+
+def _own(path: Path) -> QemuBinary:
+    if not path.is_file():
+        raise VnetStandbyError(f"no such QEMU: {path}; give patched, stock or the path of a binary")
+    return inspect_qemu(path.resolve(), None)

@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A run as a story: start the VM, start the traffic, migrate, stop, and there are its records.
+
+async with Lab(scenario, qemu, image, accelerator, run) as lab:
+await lab.start_vm()
+await lab.start_traffic()
+await lab.migrate()
+await lab.stop_traffic()
+verdict = judge(run)
+"""
+
+import asyncio
+import contextlib
+import json
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from vnet_standby.build.image import GuestImage
+from vnet_standby.errors import VnetStandbyError
+from vnet_standby.lab import traffic
+from vnet_standby.lab.accelerator import Accelerator
+from vnet_standby.lab.command import (
+    PRIMARY_ID,
+    QemuBinary,
+    kernel_arguments,
+    machine_arguments,
+    nic_arguments,
+    ports,
+    primary_device,
+)
+from vnet_standby.lab.events import Event, EventLog
+from vnet_standby.lab.namespace import enter_private_network
+from vnet_standby.lab.network import PEER, Host, create_network
+from vnet_standby.lab.scenario import MAC, Scenario
+from vnet_standby.lab.vm import Vm, running_vm
+
+BOOT_S = 120
+REACHABLE_S = 30
+UNPLUG_S = 30  # native PCIe hotplug waits 5 s on the attention button (PCIe base spec 6.7.1.5) before it ejects
+MIGRATION_S = 300
+QUIET_S = 5.0  # the noise floor is measured before the migration
+AFTERMATH_S = 6.0  # the slowest failback seen (e1000: 2 s of link-up time) and some more
+_INCOMING = "tcp:127.0.0.1:4444"  # of the private namespace
+_END_STATES = ("completed", "failed", "cancelled")
+
+
+class Lab:
+    """The flat topology with one VM that moves between hosts a and b."""
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        qemu: QemuBinary,
+        image: GuestImage,
+        accelerator: Accelerator,
+        run: Path,
+        *,
+        destination_qemu: QemuBinary | None = None,
+    ) -> None:
+        """`run` is the folder for records and logs; `destination_qemu` runs host b if it is another one."""
+        self.scenario = scenario
+        self.run = run
+        self.events = EventLog()
+        self._binaries: dict[Host, QemuBinary] = {"a": qemu, "b": destination_qemu or qemu}
+        self._image = image
+        self._accelerator = accelerator
+        self._commands: dict[str, str] = {}
+        self._running: Vm | None = None
+        self._destination: Vm | None = None
+        self._mark = 0  # number of the first event of the migration under way
+        self._vms: dict[Host, contextlib.AsyncExitStack] = {}
+        self._samples: list[tuple[int, int]] = []
+        self._stack = contextlib.AsyncExitStack()
+        self._capture: asyncio.subprocess.Process | None = None
+        self._sender: asyncio.subprocess.Process | None = None
+
+    async def __aenter__(self) -> Self:
+        """Enter a private network namespace and build the topology in it."""
+        if self.scenario.managed and self.scenario.guest == "net-failover":
+            self._require_standby_property()
+        self.run.mkdir(parents=True, exist_ok=True)
+        enter_private_network()
+        await create_network(ports(self.scenario))
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End every process; the namespace goes with them. What was recorded until now is written."""
+        for host in list(self._vms):
+            await self._end(host)
+        await self._stack.aclose()
+        self.write_records()
+
+    @property
+    def vm(self) -> Vm:
+        """The QEMU in which the guest runs now."""
+        assert self._running is not None, "start_vm() comes first"
+        return self._running
+
+    async def start_vm(self, host: Host = "a") -> None:
+        """Boot the VM on a host and wait until the peer reaches it and its primary carries the traffic."""
+        self._running = await self._launch(host, incoming=False)
+        await self.vm.bounded(self.vm.agent.wait_alive(), BOOT_S, f"booting the guest on {host}")
+        if self.scenario.has_primary:
+            await self.wait_primary()
+        if not await traffic.wait_reachable(REACHABLE_S):
+            raise VnetStandbyError(
+                f"the guest does not answer on the network within {REACHABLE_S} s"
+                f"{self.vm.console_tail()}"
+            )
+
+    async def wait_primary(self, seconds: float = REACHABLE_S) -> None:
+        """Wait until the guest has its primary enslaved and with carrier."""
+
+        async def ready() -> None:
+            while True:
+                since = len(self.events)
+                links = (await self.vm.agent.links()).values()
+                if any(
+                    link.driver == self.scenario.primary and link.master and link.carrier
+                    for link in links
+                ):
+                    return
+                await self.events.wait(lambda event: event.who == "guest", since)
+
+        await self.vm.bounded(ready(), seconds, "the guest enslaving its primary")
+
+    async def start_traffic(self) -> None:
+        """Start capture and streams, and let them run undisturbed for the noise floor."""
+        interfaces = [PEER, *(port.name for port in ports(self.scenario))]
+        self._capture = await self._stack.enter_async_context(
+            traffic.helper("capture", *traffic.capture_arguments(self.run, interfaces))
+        )
+        await traffic.wait_ready(self._capture, "the capture")
+        agent = self.vm.agent
+        await agent.ask("forget")
+        await self._lab_event("traffic-start")
+        rate_hz = 0 if self.scenario.traffic == "from-guest" else self.scenario.rate_hz
+        self._sender = await self._stack.enter_async_context(
+            traffic.helper("sender", *traffic.sender_arguments(MAC, rate_hz))
+        )
+        await traffic.start_guest_stream(agent, self.scenario.rate_hz)
+        await asyncio.sleep(QUIET_S)
+        if self.scenario.traffic == "to-guest":
+            await traffic.silence_guest(agent)
+            await self._lab_event("guest-silent")
+
+    async def stop_traffic(self) -> None:
+        """Stop the streams, let the last probes arrive and write the records."""
+        assert self._capture is not None, "start_traffic() comes first"
+        assert self._sender is not None, "start_traffic() comes first"
+        await self.vm.agent.ask("silence")
+        await traffic.finish(self._sender, "the sender")
+        # An echo is behind all probes of its path; where the path is broken there is nothing to wait for.
+        await traffic.wait_reachable(1)
+        await self._lab_event("traffic-stop")
+        await traffic.finish(self._capture, "the capture")
+        await traffic.write_guest_records(
+            self.vm.agent, self._samples + self.vm.agent.clock_samples, self.run
+        )
+        self.write_records()
+
+    async def migrate(self) -> dict[str, Any]:
+        """Migrate to the other host, wait out the aftermath, return the source's query-migrate."""
+        await self.begin_migration()
+        return await self.finish_migration()
+
+    async def start_destination(self) -> None:
+        """Start the QEMU that the guest will move to; it listens for the migration then."""
+        self._destination = await self._launch(self._other(), incoming=True)
+        await self._set_up(self.vm, self._destination)
+
+    async def begin_migration(self) -> None:
+        """Start the migration, and the destination if it isn't there; return as soon as it has begun."""
+        if self._destination is None:
+            await self.start_destination()
+        assert self._destination is not None
+        source = self.vm
+        self._mark = len(self.events)
+        await self._lab_event("migrate", {"from": source.name, "to": self._destination.name})
+        if self.scenario.managed:
+            await source.unplug(PRIMARY_ID, UNPLUG_S)
+        await source.execute("migrate", uri=_INCOMING)
+
+    async def wait_status(self, *statuses: str, seconds: float = MIGRATION_S) -> str:
+        """Wait until the migration under way has one of these states, return it."""
+        source = self.vm
+
+        def wanted(event: Event) -> bool:
+            return (
+                event.who == source.name
+                and event.event == "MIGRATION"
+                and event.data.get("status") in statuses
+            )
+
+        event = await source.bounded(
+            self.events.wait(wanted, self._mark),
+            seconds,
+            f"migration status {' or '.join(statuses)}",
+        )
+        return str(event.data["status"])
+
+    async def finish_migration(self) -> dict[str, Any]:
+        """Wait for the end of a migration that is under way; the guest runs on the destination then."""
+        source, destination = self.vm, self._destination
+        assert destination is not None, "begin_migration() comes first"
+        status = await self.wait_status(*_END_STATES)
+        result: dict[str, Any] = await source.execute("query-migrate")
+        await self._lab_event("migrated", result)
+        if status != "completed":
+            reason = result.get("error-desc", "no reason given")
+            raise VnetStandbyError(
+                f"migration {status}: {reason}; the guest goes on at {source.name}, see {destination.stderr}"
+            )
+        await destination.expect("RESUME", BOOT_S, self._mark)
+        self._samples += source.agent.clock_samples
+        self._running, self._destination = destination, None
+        if self.scenario.managed:
+            await destination.plug(primary_device(self.scenario, incoming=True))
+        await asyncio.sleep(AFTERMATH_S)
+        return result
+
+    async def cancel_migration(self) -> None:
+        """Cancel the migration under way; the guest goes on at the source."""
+        await self._lab_event("cancel")
+        await self.vm.execute("migrate_cancel")
+        await self.wait_status("cancelled")
+        await self.stay()
+
+    async def kill_destination(self) -> None:
+        """Let the destination crash in the migration under way; the guest goes on at the source."""
+        assert self._destination is not None, "begin_migration() comes first"
+        await self._destination.kill()
+        await self.wait_status("failed")
+        await self.stay()
+
+    async def stay(self) -> None:
+        """After a migration that did not complete: give a managed primary back, wait out the aftermath."""
+        await self._lab_event("migrated", await self.vm.execute("query-migrate"))
+        await self._end(self._other())
+        self._destination = None
+        if self.scenario.managed:
+            await self.vm.plug(primary_device(self.scenario, incoming=False))
+        await asyncio.sleep(AFTERMATH_S)
+
+    def write_records(self) -> None:
+        """Write events.jsonl and run.json as far as they are known."""
+        self.events.write(self.run / "events.jsonl")
+        scenario = asdict(self.scenario)
+        qemu = {f"qemu on {host}": binary.version for host, binary in self._binaries.items()}
+        facts = {
+            **scenario,
+            "mac": MAC,
+            "ports": {port.name: port.datapath for port in ports(self.scenario)},
+            "versions": {
+                **qemu,
+                "machine": self._binaries["a"].machine,
+                "guest kernel": self._image.version,
+                "host kernel": platform.release(),
+                "python": platform.python_version(),
+            },
+            "commands": self._commands,
+            "accelerator": self._accelerator,
+        }
+        (self.run / "run.json").write_text(json.dumps(facts, indent=1) + "\n")
+
+    async def _launch(self, host: Host, *, incoming: bool) -> Vm:
+        await self._end(host)  # a source that was left behind by an earlier migration
+        qemu = self._binaries[host]
+        arguments = [
+            *machine_arguments(qemu, self._accelerator, self.scenario.ram_mib, self.scenario.hotplug),
+            "-kernel", str(self._image.kernel), "-initrd", str(self._image.initramfs),
+            "-append", kernel_arguments(self.scenario),
+            *nic_arguments(self.scenario, host, incoming=incoming),
+        ]  # fmt: skip
+        if incoming:
+            arguments += ["-incoming", "defer"]
+        stack = contextlib.AsyncExitStack()
+        self._vms[host] = stack
+        vm = await stack.enter_async_context(
+            running_vm(host, qemu.path, arguments, self.events, self.run)
+        )
+        self._commands[host] = vm.command
+        return vm
+
+    async def _end(self, host: Host) -> None:
+        stack = self._vms.pop(host, None)
+        if stack:
+            await stack.aclose()
+
+    async def _set_up(self, source: Vm, destination: Vm) -> None:
+        for vm in (source, destination):
+            await vm.execute(
+                "migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}]
+            )
+        await source.execute(
+            "migrate-set-parameters", **{"max-bandwidth": self.scenario.bandwidth_mib_s << 20}
+        )
+        await destination.execute("migrate-incoming", uri=_INCOMING)
+
+    def _other(self) -> Host:
+        return "b" if self.vm.name == "a" else "a"
+
+    async def _lab_event(self, event: str, data: dict[str, Any] | None = None) -> None:
+        await self.events.add("lab", event, data or {})
+
+    def _require_standby_property(self) -> None:
+        for host, binary in self._binaries.items():
+            if not binary.has_standby_property:
+                raise VnetStandbyError(
+                    f"{binary.path} (host {host}) has no virtio-net property standby; use the patched QEMU"
+                )
