@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the tests share: a lab on the QEMU under test, the run's verdict, and assertions on packets and their order.
+
+Parameters (`avocado run -p NAME=VALUE`):
+    qemu     patched (default), stock, or the path of any qemu-system-x86_64
+    kernel   the guest's kernel, as for `scripts/demo --kernel`
+"""
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from avocado import Test
+
+from vnet_standby import paths
+from vnet_standby.build.image import guest_image
+from vnet_standby.lab.accelerator import choose_accelerator
+from vnet_standby.lab.binaries import qemu_under_test
+from vnet_standby.lab.command import QemuBinary
+from vnet_standby.lab.lab import Lab
+from vnet_standby.lab.scenario import Scenario
+from vnet_standby.report.write import write
+from vnet_standby.traffic.analysis import judge
+from vnet_standby.traffic.verdict import Direction, Verdict
+
+BANDWIDTH_MIB_S = 40
+"""A RAM phase of 2 to 3 s: long enough for hundreds of probes, short enough for many tests."""
+
+TAIL_PROBES = 200
+"""Traffic persists if this many of the last probes arrive: one second of the lab's aftermath."""
+
+
+class LabTest(Test):  # type: ignore[misc]  # avocado has no type information
+    """Base of all tests that boot a VM."""
+
+    timeout = 300
+
+    @contextlib.asynccontextmanager
+    async def lab(self, **scenario: Any) -> AsyncIterator[Lab]:
+        """A lab of its own in a private network namespace; its logs and records are the test's artefacts."""
+        image = guest_image(self.params.get("kernel", default=None))
+        qemu = self.qemu()
+        accelerator = await choose_accelerator(
+            qemu, image.kernel, image.initramfs, paths.BUILD / "accelerator.json"
+        )
+        self.log.info("records and logs: %s", self.run_folder)
+        wanted = Scenario(**{"bandwidth_mib_s": BANDWIDTH_MIB_S, **scenario})
+        async with Lab(wanted, qemu, image, accelerator, self.run_folder) as lab:
+            yield lab
+
+    @property
+    def run_folder(self) -> Path:
+        """Where this test's records, logs and report are."""
+        return Path(self.outputdir) / "run"
+
+    def qemu(self) -> QemuBinary:
+        """The QEMU under test."""
+        return qemu_under_test(self.params.get("qemu", default="patched"))
+
+    def require_standby_property(self) -> None:
+        """Cancel the test on a QEMU without the series."""
+        qemu = self.qemu()
+        if not qemu.has_standby_property:
+            self.cancel(f"{qemu.path} has no virtio-net property standby: it lacks the series")
+
+    def judge(self) -> Verdict:
+        """Judge the run's records; the report is an artefact beside them."""
+        verdict = judge(self.run_folder)
+        self.log.info("report: %s", write(self.run_folder, verdict, self.run_folder).html)
+        for direction, counts in verdict.counts.items():
+            self.log.info("%s: %s", direction, counts)
+        return verdict
+
+    def route(self, verdict: Verdict, direction: Direction) -> list[str]:
+        """The ports that carried the delivered probes of a direction, one after the other.
+
+        A probe that the bridge flooded to several ports tells nothing and is left out.
+        """
+        points = sorted(verdict.points, key=lambda point: point.seq)
+        carriers = [
+            point.ports[0]
+            for point in points
+            if point.direction == direction and point.arrived is not None and len(point.ports) == 1
+        ]
+        return [
+            port
+            for port, before in zip(carriers, [None, *carriers], strict=False)
+            if port != before
+        ]
+
+    def assert_route(self, verdict: Verdict, ports: list[str]) -> None:
+        """The traffic took these ports in this order, and no others, in both directions."""
+        for direction in verdict.counts:
+            self.assertEqual(self.route(verdict, direction), ports, f"the route of {direction}")
+
+    def assert_persists(self, verdict: Verdict) -> None:
+        """Traffic goes on after all that the test did: the last probes of each direction all arrived."""
+        for direction in verdict.counts:
+            points = [point for point in verdict.points if point.direction == direction]
+            tail = sorted(points, key=lambda point: point.seq)[-TAIL_PROBES:]
+            self.assertEqual(len(tail), TAIL_PROBES, f"too few probes {direction} to judge")
+            lost = [point.seq for point in tail if point.arrived is None]
+            self.assertEqual(lost, [], f"probes {direction} lost at the end of the run")
+
+    def assert_sound(self, verdict: Verdict) -> None:
+        """The records are complete, and nothing is lost or doubled before the first switch."""
+        self.assertEqual(verdict.warnings, ())
+        for direction, counts in verdict.counts.items():
+            self.assertEqual(counts.duplicated, 0, f"duplicates {direction}")
+        early = [loss for loss in verdict.losses if loss.end < verdict.switches[0].start]
+        self.assertEqual(early, [], "losses before the first switch")
