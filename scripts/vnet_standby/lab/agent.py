@@ -143,7 +143,7 @@ class Agent:
         name, *pairs = data.split()
         values = dict(pair.split("=", 1) for pair in pairs)
         vanished = (
-            kind == "link" and not values["mac"]
+            kind == "link" and not values["operstate"]
         )  # gone before the agent looked; "gone" follows
         # The kernel announces more than changes; a repetition would only hide them.
         if not vanished and self._links.get(name) != kind + data:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vnet_standby.build.qemu import build_qemu, firmware
 from vnet_standby.errors import VnetStandbyError
-from vnet_standby.lab.command import QemuBinary, inspect_qemu
+from vnet_standby.lab.command import QemuBinary, ask, inspect_qemu
 
 
 def qemu_under_test(wanted: str, source: str | None = None) -> QemuBinary:
@@ -23,4 +23,10 @@ def qemu_under_test(wanted: str, source: str | None = None) -> QemuBinary:
 def _own(path: Path) -> QemuBinary:
     if not path.is_file():
         raise VnetStandbyError(f"no such QEMU: {path}; give patched, stock or the path of a binary")
-    return inspect_qemu(path.resolve(), None)
+    return inspect_qemu(path.resolve(), None if _has_firmware(path) else firmware())
+
+
+def _has_firmware(path: Path) -> bool:
+    """Whether a QEMU finds its own BIOS; one built from Debian's source does not, unless it is installed."""
+    folders = ask(path, "-L", "help").splitlines()
+    return any((Path(folder) / "bios-256k.bin").exists() for folder in folders)

@@ -38,19 +38,20 @@ def inspect_qemu(path: Path, firmware: Path | None) -> QemuBinary:
 
     Raises `VnetStandbyError` if it does not run or has no q35 machine.
     """
-    version = _ask(path, "--version").splitlines()[0]
-    machines = re.findall(r"^(pc-q35-(\d+)\.(\d+))\s", _ask(path, "-machine", "help"), re.MULTILINE)
+    version = ask(path, "--version").splitlines()[0]
+    machines = re.findall(r"^(pc-q35-(\d+)\.(\d+))\s", ask(path, "-machine", "help"), re.MULTILINE)
     if not machines:
         raise VnetStandbyError(f"{path} has no q35 machine type; use a qemu-system-x86_64 with q35")
     names = {name: (int(major), int(minor)) for name, major, minor in machines}
     machine = (
         _PREFERRED_MACHINE if _PREFERRED_MACHINE in names else max(names, key=lambda n: names[n])
     )
-    properties = _ask(path, "-device", "virtio-net-pci,help")
+    properties = ask(path, "-device", "virtio-net-pci,help")
     return QemuBinary(path, version, machine, firmware, "standby=" in properties)
 
 
-def _ask(path: Path, *arguments: str) -> str:
+def ask(path: Path, *arguments: str) -> str:
+    """Run a QEMU binary for what it prints; raises `VnetStandbyError` if it can't or fails."""
     try:
         done = subprocess.run(
             [path, *arguments], capture_output=True, text=True, timeout=30, check=False
