@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What `vnet-standby series` does: put the patches on a tree, write them from one, check them."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vnet_standby.build import packages
+from vnet_standby.build.cache import Stamp, build_lock, digest
+from vnet_standby.build.commands import environment, run
+from vnet_standby.build.patches import Series, apply, read_series, refresh
+from vnet_standby.build.progress import full_disk_named, run_logged, say
+from vnet_standby.build.qemu import BINARY, QemuBuild, patched_commits, refuse_spaces
+from vnet_standby.build.source import qemu_source
+from vnet_standby.errors import VnetStandbyError
+from vnet_standby.paths import BUILD, LOGS
+
+__all__ = ["apply", "check", "refresh"]
+
+_QTEST_TIMEOUT_S = 600
+_TOTAL = re.compile(r"^total: (\d+) errors, (\d+) warnings", re.MULTILINE)
+_WARNING = re.compile(r"^\S+:\d+(?::\d+)?: warning: .*$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class QTest:
+    """A QEMU device test; `only` is what a test's path must contain to be run, for programs that test many devices."""
+
+    name: str
+    only: str = ""
+
+    @property
+    def target(self) -> str:
+        """The test program, which is also ninja's name for it."""
+        return f"tests/qtest/{self.name}"
+
+
+# The tests of the devices that the series touches. One that the source doesn't have (yet) is passed over, and said.
+QTESTS = (
+    QTest("virtio-net-standby"),
+    QTest("virtio-net-failover"),
+    QTest("qos-test", "virtio-net"),
+)
+
+
+def check(source: str | None = None) -> None:
+    """Check the series on a source (as for `qemu_source`); the first fault is the error.
+
+    It applies cleanly; checkpatch finds no error but the missing sign-off; every patch compiles, without warnings; the
+    qtests of the touched devices pass at the end. The patches are compiled one after the other in the patched build's
+    own folder, so that what is left there after the last one is the patched QEMU.
+    """
+    refuse_spaces()
+    with build_lock(), full_disk_named(BUILD):
+        series = read_series()
+        origin = qemu_source(source)
+        build = QemuBuild("patched", origin)
+        stamp = Stamp(BUILD / "series-checked")
+        key = digest(build.key(series), Path(__file__).read_bytes())
+        if stamp.matches(key):
+            say(
+                f"the series of {len(series.names)} patches was checked on this source before: fine"
+            )
+            return
+        commits = patched_commits(origin, series)
+        say(f"{len(series.names)} patches apply to QEMU {origin.version} from {origin.origin}")
+        packages.require("qemu")
+        for patch in series.paths():
+            _check_style(origin.tree, patch)
+        _compile_each(build, series, commits)
+        _run_qtests(build)
+        stamp.write(key)
+
+
+def _check_style(tree: Path, patch: Path) -> None:
+    """Run QEMU's checkpatch; a sign-off is for whoever sends the series to give."""
+    result = run(
+        ["perl", "scripts/checkpatch.pl", "--no-signoff", "--no-color", patch.resolve()],
+        what="checkpatch",
+        cwd=tree,
+    )
+    total = _TOTAL.search(result.stdout)
+    if not total:
+        raise VnetStandbyError(
+            f"checkpatch gave no verdict on {patch.name}: {result.stderr.strip()}"
+        )
+    errors, warnings = int(total[1]), int(total[2])
+    if errors:
+        first = next(line for line in result.stdout.splitlines() if line.startswith("ERROR:"))
+        raise VnetStandbyError(f"checkpatch: {patch.name}: {errors} errors, the first: {first}")
+    say(f"checkpatch: {patch.name}: no errors, {warnings} warnings")
+    for line in result.stdout.splitlines():
+        if line.startswith("WARNING:"):
+            say(f"  {line}")
+
+
+def _compile_each(build: QemuBuild, series: Series, commits: Sequence[str]) -> None:
+    """Compile at each commit in turn; a warning that comes with a patch is a fault of the patch."""
+    programs = [build.folder / test.target for test in QTESTS]
+    if not (build.binary.exists() and any(program.exists() for program in programs)):
+        # what was never compiled would be compiled with the first patch, and bring the source's own warnings
+        build.check_out(commits[0])
+        _compile(build, "compiling QEMU before the first patch")
+    total = len(series.names)
+    for number, (patch, commit) in enumerate(zip(series.names, commits[1:], strict=True), start=1):
+        build.check_out(commit)
+        warning = _WARNING.search(_compile(build, f"compiling patch {number} of {total}"))
+        if warning:
+            raise VnetStandbyError(f"{patch} brings a compiler warning: {warning[0]}")
+    build.mark_built(series)
+
+
+def _compile(build: QemuBuild, title: str) -> str:
+    """Compile QEMU and the qtests of the touched devices; return the compiler's output."""
+    # QEMU first: a patch that adds a test makes ninja read the build description anew before it knows the target
+    said = build.ninja([BINARY], title)
+    tests = [test.target for test in QTESTS if build.has_target(test.target)]
+    return said + (build.ninja(tests, f"{title}, its tests") if tests else "")
+
+
+def _run_qtests(build: QemuBuild) -> None:
+    ran = 0
+    for test in QTESTS:
+        if not build.has_target(test.target):
+            say(f"qtest {test.name}: this source doesn't have it")
+            continue
+        _run_qtest(build, test)
+        ran += 1
+    if not ran:
+        raise VnetStandbyError("the source has none of the qtests that the series is checked with")
+
+
+def _run_qtest(build: QemuBuild, test: QTest) -> None:
+    program = build.folder / test.target
+    env = environment({"QTEST_QEMU_BINARY": f"./{BINARY}", "MALLOC_PERTURB_": "165"})
+    selection: list[str] = []
+    if test.only:
+        listing = run([program, "-l"], what=f"listing {test.name}", cwd=build.folder, env=env)
+        paths = [line for line in listing.stdout.splitlines() if test.only in line]
+        if not paths:
+            raise VnetStandbyError(f"qtest {test.name} has no test of {test.only}")
+        selection = [word for path in paths for word in ("-p", path)]
+    run_logged(
+        [program, "--tap", "-k", *selection],
+        title=f"qtest {test.name}",
+        log=LOGS / f"qtest-{test.name}.log",
+        cwd=build.folder,
+        env=env,
+        timeout_s=_QTEST_TIMEOUT_S,
+    )

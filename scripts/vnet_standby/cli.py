@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command line: vnet-standby demo | judge | build | series."""
+
+import argparse
+import asyncio
+import errno
+import signal
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from vnet_standby import paths
+from vnet_standby.build.image import guest_image
+from vnet_standby.build.packages import require
+from vnet_standby.build.progress import say
+from vnet_standby.build.qemu import build_qemu, firmware
+from vnet_standby.build.series import apply, check, refresh
+from vnet_standby.errors import VnetStandbyError
+from vnet_standby.lab.binaries import qemu_under_test
+from vnet_standby.lab.demo import measure_migration
+from vnet_standby.lab.scenario import (
+    GUEST_KINDS,
+    HOTPLUGS,
+    PRIMARY_MODELS,
+    TRAFFIC_KINDS,
+    Scenario,
+)
+from vnet_standby.report.suite import summary
+from vnet_standby.report.terminal import timeline
+from vnet_standby.report.write import read_events, read_run, write
+from vnet_standby.traffic.analysis import judge
+
+_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; the exit status is 0 only if it did what it says."""
+    options = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], None] = options.command
+    try:
+        command(options)
+    except VnetStandbyError as error:
+        return _fail(str(error))
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            return _fail(
+                f"the disk is full ({error.filename or 'no file named'}); make room and run it again"
+            )
+        return _fail(f"{error.strerror or error}: {error.filename or 'no file named'}")
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        print(
+            "vnet-standby: interrupted; everything that was started has been ended", file=sys.stderr
+        )
+        return _INTERRUPTED
+    return 0
+
+
+def _fail(message: str) -> int:
+    print(f"vnet-standby: error: {message}", file=sys.stderr)
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="vnet-standby", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_demo(commands.add_parser("demo", help="migrate a VM under traffic and show what was lost"))
+    _add_judge(commands.add_parser("judge", help="judge the records of an earlier run again"))
+    _add_build(commands.add_parser("build", help="build QEMU and the guest image"))
+    _add_series(commands.add_parser("series", help="apply, export or check the QEMU patch series"))
+    _add_summary(commands.add_parser("summary", help="show what a run of the VM tests found"))
+    return parser
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Boot a VM with a standby and a primary NIC, migrate it from one QEMU to another while probes run, "
+        "and show where every lost one went. What is missing is built first."
+    )
+    parser.set_defaults(command=_demo)
+    default = Scenario()
+    add = parser.add_argument
+    add(
+        "--topology",
+        choices=("flat", "nested"),
+        default="flat",
+        help="flat: two QEMUs on one bridge",
+    )
+    add(
+        "--guest",
+        choices=("vnet-standby", *GUEST_KINDS),
+        default=default.guest,
+        help="what unites the two NICs in the guest; virtio: no primary, the control (%(default)s)",
+    )
+    add(
+        "--qemu",
+        default="patched",
+        metavar="patched|stock|PATH",
+        help="built with the series, built without, or a binary of yours (%(default)s)",
+    )
+    add("--hotplug", choices=HOTPLUGS, default=default.hotplug, help="of the primary (%(default)s)")
+    add(
+        "--primary", choices=PRIMARY_MODELS, default=default.primary, help="NIC model (%(default)s)"
+    )
+    add(
+        "--traffic",
+        choices=TRAFFIC_KINDS,
+        default=default.traffic,
+        help="to-guest: the guest falls silent before the migration (%(default)s)",
+    )
+    add(
+        "--rate",
+        type=_number(1, 5000),
+        default=default.rate_hz,
+        metavar="HZ",
+        help="probes/s (%(default)s)",
+    )
+    add(
+        "--ram",
+        type=_number(256, 65536),
+        default=default.ram_mib,
+        metavar="MIB",
+        help="guest memory (%(default)s)",
+    )
+    add(
+        "--bandwidth",
+        type=_number(1, 100_000),
+        default=default.bandwidth_mib_s,
+        metavar="MIB/S",
+        help="of the migration; sets how long the RAM phase lasts (%(default)s)",
+    )
+    add("--json", type=Path, metavar="FILE", help="write the result there, too")
+    add("--report", type=Path, metavar="DIR", help="records and report (build/runs/TIME)")
+    _add_sources(parser)
+
+
+def _add_sources(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--qemu-source",
+        metavar="DIR|TARBALL|GIT",
+        help="QEMU to patch and build (Debian's source package 10.0)",
+    )
+    parser.add_argument(
+        "--kernel",
+        metavar="DEB|DIR",
+        help="the guest's kernel: a linux-image package, or a folder with boot/vmlinuz-* and lib/modules "
+        "(Debian's 6.12)",
+    )
+
+
+def _number(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = int(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{value} is not within {low} to {high}")
+        return value
+
+    parse.__name__ = "number"  # argparse names it in its message for what is no number
+    return parse
+
+
+def _add_judge(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Judge the raw records of an earlier run again and write its report anew."
+    parser.set_defaults(command=_judge)
+    parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there, too")
+
+
+def _add_build(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Build what is missing; a second run builds nothing."
+    parser.set_defaults(command=_build)
+    parser.add_argument(
+        "what", nargs="*", choices=("qemu", "qemu-stock", "guest"), default=[], metavar="qemu|qemu-stock|guest",
+        help="all of them if none is named",
+    )  # fmt: skip
+    _add_sources(parser)
+
+
+def _add_series(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    applying = commands.add_parser("apply", help="git am the series onto a QEMU git tree")
+    applying.add_argument("tree", type=Path)
+    applying.set_defaults(command=lambda options: apply(options.tree))
+    refreshing = commands.add_parser(
+        "refresh", help="export the series from a tree that it was applied to"
+    )
+    refreshing.add_argument("tree", type=Path)
+    refreshing.set_defaults(command=lambda options: refresh(options.tree))
+    checking = commands.add_parser(
+        "check",
+        help="it applies, checkpatch agrees, every patch builds, the touched devices' qtests pass",
+    )
+    checking.add_argument("--qemu-source", metavar="DIR|TARBALL|GIT", help="as for demo")
+    checking.set_defaults(command=lambda options: check(options.qemu_source))
+
+
+def _add_summary(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Show what a run of the VM tests found, a line a test."
+    parser.set_defaults(command=lambda options: print(summary(options.job)))
+    parser.add_argument("job", type=Path, metavar="JOB", help="avocado's results folder")
+
+
+def _demo(options: argparse.Namespace) -> None:
+    if options.guest == "vnet-standby":
+        raise VnetStandbyError(
+            "the vnet-standby guest driver is not part of this version yet; use --guest net-failover, bond or virtio"
+        )
+    if options.topology == "nested":
+        raise VnetStandbyError(
+            "the nested topology is not part of this version yet; use --topology flat"
+        )
+    scenario = Scenario(
+        guest=options.guest,
+        hotplug=options.hotplug,
+        primary=options.primary,
+        traffic=options.traffic,
+        rate_hz=options.rate,
+        ram_mib=options.ram,
+        bandwidth_mib_s=options.bandwidth,
+    )
+    require("lab")
+    qemu = qemu_under_test(options.qemu, options.qemu_source)
+    image = guest_image(options.kernel)
+    run = options.report or paths.BUILD / "runs" / time.strftime("%Y%m%d-%H%M%S")
+    _run(measure_migration(scenario, qemu, image, run, paths.BUILD / "accelerator.json", say))
+    _show(run, options.json)
+
+
+def _show(run: Path, json: Path | None) -> None:
+    say("judging")
+    verdict = judge(run)
+    written = write(run, verdict, run)
+    print(timeline(verdict, read_events(run), read_run(run), colour=sys.stdout.isatty()))
+    if json:
+        json.write_text(written.result.read_text())
+    say(f"report: {written.html}")
+
+
+def _judge(options: argparse.Namespace) -> None:
+    _show(options.run, options.json)
+
+
+def _build(options: argparse.Namespace) -> None:
+    wanted = options.what or ["qemu", "qemu-stock", "guest"]
+    if "qemu" in wanted:
+        say(f"QEMU with the series: {build_qemu('patched', options.qemu_source)}")
+    if "qemu-stock" in wanted:
+        say(f"QEMU without: {build_qemu('stock', options.qemu_source)}")
+    if "guest" in wanted:
+        say(f"guest image: {guest_image(options.kernel).initramfs}")
+    firmware()
+
+
+def _run(story: Coroutine[Any, Any, None]) -> None:
+    """Run to the end; SIGTERM ends it as Ctrl-C does, with everything cleaned up."""
+
+    async def guarded() -> None:
+        task = asyncio.create_task(story)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        await task
+
+    asyncio.run(guarded())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
