@@ -12,7 +12,7 @@ from vnet_standby.report.suite import summary
 
 def job(folder: Path, *statuses: str) -> Path:
     tests = [
-        {"id": f"{i}-avocado-tests/test_x.py:X.test_{i}", "status": status, "time": 1.5,
+        {"id": f"{i}-avocado-tests/test_x.py:X.test_{i}", "status": status, "time_elapsed": 1.5,
          "fail_reason": "went\nwrong", "logdir": "/logs"}
         for i, status in enumerate(statuses, start=1)
     ]  # fmt: skip

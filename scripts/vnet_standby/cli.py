@@ -15,7 +15,7 @@ from vnet_standby import paths
 from vnet_standby.build.image import guest_image
 from vnet_standby.build.packages import require
 from vnet_standby.build.progress import say
-from vnet_standby.build.qemu import build_qemu, firmware
+from vnet_standby.build.qemu import build_qemu
 from vnet_standby.build.series import apply, check, refresh
 from vnet_standby.errors import VnetStandbyError
 from vnet_standby.lab.binaries import qemu_under_test
@@ -171,8 +171,8 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.description = "Build what is missing; a second run builds nothing."
     parser.set_defaults(command=_build)
     parser.add_argument(
-        "what", nargs="*", choices=("qemu", "qemu-stock", "guest"), default=[], metavar="qemu|qemu-stock|guest",
-        help="all of them if none is named",
+        "what", nargs="?", choices=("all", "qemu", "qemu-stock", "guest"), default="all",
+        help="QEMU with the series, QEMU without, or the guest's kernel and initramfs (%(default)s)",
     )  # fmt: skip
     _add_sources(parser)
 
@@ -242,14 +242,12 @@ def _judge(options: argparse.Namespace) -> None:
 
 
 def _build(options: argparse.Namespace) -> None:
-    wanted = options.what or ["qemu", "qemu-stock", "guest"]
-    if "qemu" in wanted:
+    if options.what in {"all", "qemu"}:
         say(f"QEMU with the series: {build_qemu('patched', options.qemu_source)}")
-    if "qemu-stock" in wanted:
+    if options.what in {"all", "qemu-stock"}:
         say(f"QEMU without: {build_qemu('stock', options.qemu_source)}")
-    if "guest" in wanted:
+    if options.what in {"all", "guest"}:
         say(f"guest image: {guest_image(options.kernel).initramfs}")
-    firmware()
 
 
 def _run(story: Coroutine[Any, Any, None]) -> None:

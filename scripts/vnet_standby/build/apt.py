@@ -16,7 +16,7 @@ from pathlib import Path
 
 from vnet_standby.build.cache import fresh_folder, write_atomically
 from vnet_standby.build.commands import environment, output
-from vnet_standby.build.progress import full_disk_named, run_logged
+from vnet_standby.build.progress import full_disk_named, require_space, run_logged
 from vnet_standby.errors import VnetStandbyError
 from vnet_standby.paths import BUILD, LOGS
 
@@ -28,6 +28,7 @@ _CODENAMES = ("bookworm", "trixie", "forky", "duke", "sid")
 _SUITES = frozenset({*_CODENAMES, "oldoldstable", "oldstable", "stable", "testing", "unstable"})
 _LISTS_MAX_AGE_S = 3600
 _FETCH_TIMEOUT_S = 1800
+_SPACE_MIB = 400  # for the lists, and the largest package beside them
 
 # What the machine says about reaching archives (proxies, certificates, retries) holds for ours too; which indexes it
 # wants does not, and neither do its hooks, which would touch its own caches.
@@ -92,13 +93,16 @@ class Apt:
     def __init__(self, root: Path) -> None:
         self._root = root
 
-    def update(self) -> None:
-        """Fetch the package lists, unless that was done within the last hour."""
-        stamp = self._root / "updated"
+    def update(self, *, sources: bool = False) -> None:
+        """Fetch the package lists, with `sources` those of source packages too, unless done within the last hour."""
+        stamp = self._root / ("updated-sources" if sources else "updated")
         if stamp.exists() and time.time() - stamp.stat().st_mtime < _LISTS_MAX_AGE_S:
             return
-        self._configure()
+        require_space(self._root.parent, _SPACE_MIB)
+        # a mirror without sources must not stand in the way of what it has
+        self._configure(["deb", "deb-src"] if sources else ["deb"])
         self._apt_get(["update", "--error-on=any"], "fetching Debian's package lists")
+        (self._root / "updated").touch()
         stamp.touch()
 
     def download(self, packages: Sequence[str], into: Path) -> list[Path]:
@@ -112,7 +116,7 @@ class Apt:
     def source(self, package: str, into: Path) -> Path:
         """Return the package's source tree, Debian's patches applied, unpacked anew as `into`/`package`."""
         if not list(into.glob(f"{package}_*.dsc")):
-            self.update()
+            self.update(sources=True)
             self._fetch(
                 ["source", "--download-only", package], f"downloading {package}'s source", into
             )
@@ -168,7 +172,7 @@ class Apt:
     def _environment(self) -> dict[str, str]:
         return environment({"APT_CONFIG": str(self._root / "apt.conf")})
 
-    def _configure(self) -> None:
+    def _configure(self, kinds: Sequence[str]) -> None:
         uri = archive_uri()
         if uri is None:
             raise VnetStandbyError(
@@ -184,7 +188,7 @@ class Apt:
         # nothing counts as installed: what is downloaded must not depend on the machine
         (root / "status").touch()
         entry = f"[signed-by={KEYRING} arch=amd64] {uri} {SUITE} main\n"
-        write_atomically(root / "sources.list", f"deb {entry}deb-src {entry}")
+        write_atomically(root / "sources.list", "".join(f"{kind} {entry}" for kind in kinds))
         write_atomically(root / "apt.conf", self._settings())
 
     def _settings(self) -> str:

@@ -5,6 +5,7 @@ import errno
 import os
 import re
 import selectors
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,6 +42,17 @@ def full_disk_named(folder: Path) -> Iterator[None]:
         raise VnetStandbyError(
             f"the disk is full (writing below {folder}); free some space and run again"
         ) from error
+
+
+def require_space(folder: Path, mib: int) -> None:
+    """Refuse to begin what can't end: some tools, apt among them, wait for ever on a full disk."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free >> 20
+    if free < mib:
+        raise VnetStandbyError(
+            f"the disk is nearly full: {free} MiB are free below {folder}, {mib} are needed; "
+            "free some space and run again"
+        )
 
 
 class _Display:

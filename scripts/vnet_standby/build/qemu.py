@@ -14,7 +14,7 @@ from vnet_standby.build.cache import Stamp, build_lock, digest, fresh_folder
 from vnet_standby.build.commands import output, run
 from vnet_standby.build.git import git
 from vnet_standby.build.patches import BASE_REF, Series, put_on, read_series
-from vnet_standby.build.progress import full_disk_named, run_logged, say
+from vnet_standby.build.progress import full_disk_named, require_space, run_logged, say
 from vnet_standby.build.source import (
     DOWNLOADS,
     PATCHED_TREE,
@@ -69,6 +69,7 @@ _BUILT = ".vnet-standby-built"
 _CONFIGURED = ".vnet-standby-configured"
 _CONFIGURE_TIMEOUT_S = 900
 _BUILD_TIMEOUT_S = 4 * 3600
+_SPACE_MIB = 400  # a variant's objects and binary
 
 
 def build_qemu(variant: Variant, source: str | None = None) -> Path:
@@ -165,6 +166,7 @@ class QemuBuild:
 
     def _configure(self) -> None:
         packages.require("qemu")
+        require_space(BUILD, _SPACE_MIB)
         fresh_folder(self.folder)
         # meson fetches its subprojects only for a git checkout, which has none; releases carry them
         complete = (self.tree / "subprojects/keycodemapdb/meson.build").exists()

@@ -9,6 +9,7 @@ incremental across sources and series. Both are generated; edits in them are ove
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import urllib.error
@@ -27,7 +28,7 @@ from vnet_standby.build.cache import (
     write_atomically,
 )
 from vnet_standby.build.git import git, git_command, git_environment, git_try
-from vnet_standby.build.progress import full_disk_named, run_logged, say
+from vnet_standby.build.progress import full_disk_named, require_space, run_logged, say
 from vnet_standby.errors import VnetStandbyError
 from vnet_standby.paths import BUILD, LOGS
 
@@ -48,6 +49,7 @@ _URL = re.compile(r"^(?:[a-z+]+://|[\w.-]+@[\w.-]+:)")
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
 _FETCH_TIMEOUT_S = 1800
 _STALL_S = 60
+_SPACE_MIB = 1000  # a source unpacked, imported and checked out
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,7 @@ def _default_source() -> _Import:
 
 def _from_debian() -> _Import:
     packages.require("qemu")
+    require_space(SOURCES, _SPACE_MIB)
     tree = private_apt().source("qemu", DOWNLOADS)
     changelog = (tree / "debian" / "changelog").read_text(errors="replace")
     version = changelog.partition("(")[2].partition(")")[0]
@@ -203,6 +206,7 @@ def _from_tarball(tarball: Path, origin: str) -> _Import:
     known = _known(key)
     if known:
         return known
+    require_space(SOURCES, _SPACE_MIB)
     unpacked = fresh_folder(SOURCES / "unpacked")
     try:
         run_logged(
@@ -243,7 +247,7 @@ def _from_url(spec: str) -> _Import:
         title=f"fetching {spec}",
         log=LOGS / "fetch.log",
         cwd=REPOSITORY,
-        env=_user_git_environment(),
+        env=git_environment(_network_settings()),
         timeout_s=_FETCH_TIMEOUT_S,
     )
     reading = "reading what was fetched"
@@ -268,12 +272,10 @@ def _resolve(url: str, ref: str, spec: str) -> str:
 
 
 def _network_settings() -> dict[str, str]:
-    """Return what lets git use the user's proxies and credentials, which a fetch may need."""
-    return {"GIT_CONFIG_NOSYSTEM": "", "GIT_CONFIG_GLOBAL": ""}
-
-
-def _user_git_environment() -> dict[str, str]:
-    return git_environment(_network_settings())
+    """Return what lets git use the user's proxies, keys and credentials, which a fetch may need."""
+    own = ("GIT_ASKPASS", "GIT_CONFIG", "GIT_HTTP", "GIT_PROXY", "GIT_SSH", "GIT_SSL")
+    users = {name: value for name, value in os.environ.items() if name.startswith(own)}
+    return {"GIT_CONFIG_NOSYSTEM": "", "GIT_CONFIG_GLOBAL": "", **users}
 
 
 def _require_qemu(tree: Path, name: str) -> None:

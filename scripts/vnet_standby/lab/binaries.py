@@ -15,15 +15,14 @@ def qemu_under_test(wanted: str, source: str | None = None) -> QemuBinary:
     """
     match wanted:
         case "patched" | "stock":
-            return inspect_qemu(build_qemu(wanted, source), firmware())
+            path = build_qemu(wanted, source)
         case _:
-            return _own(Path(wanted))
-
-
-def _own(path: Path) -> QemuBinary:
-    if not path.is_file():
-        raise VnetStandbyError(f"no such QEMU: {path}; give patched, stock or the path of a binary")
-    return inspect_qemu(path.resolve(), None if _has_firmware(path) else firmware())
+            path = Path(wanted).resolve()
+            if not path.is_file():
+                raise VnetStandbyError(
+                    f"no such QEMU: {wanted}; give patched, stock or the path of a binary"
+                )
+    return inspect_qemu(path, None if _has_firmware(path) else firmware())
 
 
 def _has_firmware(path: Path) -> bool:

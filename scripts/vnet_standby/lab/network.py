@@ -9,6 +9,7 @@ hosts share one bridge, so what the bridge learns is what a switch between real 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from pyroute2 import AsyncIPRoute, NetlinkError
@@ -23,6 +24,9 @@ BRIDGE = "br0"
 PEER = "peer"
 PEER_MAC = "02:00:00:00:00:01"
 PREFIX_LENGTH = 24
+
+# Without it the bridge's own interface would answer, too, when the guest asks for the peer's address.
+_ANSWER_ON_OWN_INTERFACE_ONLY = ("/proc/sys/net/ipv4/conf/all/arp_ignore", "1")
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ async def create_network(ports: Sequence[Port]) -> None:
     """
     async with AsyncIPRoute() as ip:
         try:
+            setting, value = _ANSWER_ON_OWN_INTERFACE_ONLY
+            Path(setting).write_text(value)
             await _up(ip, "lo")  # the migration stream's way
             await _add(ip, BRIDGE, kind="bridge", br_forward_delay=0)
             await _add(ip, PEER, kind="veth", peer={"ifname": f"{PEER}-br"}, address=PEER_MAC)

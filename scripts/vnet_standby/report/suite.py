@@ -40,7 +40,7 @@ def summary(job: Path) -> str:
 def _lines(test: dict[str, Any]) -> list[str]:
     name = test["id"].split("-", 1)[1].removeprefix("avocado-tests/")
     lines = [
-        f"  {name:{_NAME_WIDTH}.{_NAME_WIDTH}} {test['status']:9} {float(test['time']):6.1f} s"
+        f"  {name:{_NAME_WIDTH}.{_NAME_WIDTH}} {test['status']:9} {float(test['time_elapsed']):6.1f} s"
     ]
     if test["status"] not in _PASSED:
         reason = str(test.get("fail_reason") or "no reason given").splitlines()[0]
