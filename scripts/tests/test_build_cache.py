@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Content hashes, stamps, and one run at a time."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -52,6 +53,18 @@ def test_lock_nests() -> None:
         pass
     with cache.build_lock():
         pass
+
+
+def test_a_build_folder_of_another_user_is_one_clear_line(
+    build: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "open", refuse)
+    complaint = r"can't be written by this user; remove it"
+    with pytest.raises(VnetStandbyError, match=complaint), cache.build_lock():
+        pytest.fail("the lock can't be opened")
 
 
 @pytest.fixture

@@ -32,8 +32,6 @@ from vnet_standby.report.terminal import timeline
 from vnet_standby.report.write import read_events, read_run, write
 from vnet_standby.traffic.analysis import judge
 
-_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
-
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; the exit status is 0 only if it did what it says."""
@@ -49,12 +47,11 @@ def main(argv: list[str] | None = None) -> int:
                 f"the disk is full ({error.filename or 'no file named'}); make room and run it again"
             )
         return _fail(f"{error.strerror or error}: {error.filename or 'no file named'}")
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        print(
-            "vnet-standby: interrupted; everything that was started has been ended", file=sys.stderr
-        )
-        return _INTERRUPTED
     return 0
+
+
+def _place(error: OSError) -> str:
+    return f" at {error.filename}" if error.filename else ""
 
 
 def _fail(message: str) -> int:
@@ -186,7 +183,12 @@ def _add_series(parser: argparse.ArgumentParser) -> None:
         "refresh", help="export the series from a tree that it was applied to"
     )
     refreshing.add_argument("tree", type=Path)
-    refreshing.set_defaults(command=lambda options: refresh(options.tree))
+    refreshing.add_argument(
+        "--base",
+        metavar="COMMIT",
+        help="the commit below the first patch (the one that apply noted)",
+    )
+    refreshing.set_defaults(command=lambda options: refresh(options.tree, options.base))
     checking = commands.add_parser(
         "check",
         help="it applies, checkpatch agrees, every patch builds, the touched devices' qtests pass",
@@ -259,7 +261,3 @@ def _run(story: Coroutine[Any, Any, None]) -> None:
         await task
 
     asyncio.run(guarded())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -102,9 +102,7 @@ def build_lock(wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
         finally:
             _Lock.depth -= 1
         return
-    with full_disk_named(BUILD):
-        BUILD.mkdir(parents=True, exist_ok=True)
-        lock = os.open(BUILD / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    lock = _open_lock()
     try:
         _acquire(lock, wait_s)
         os.ftruncate(lock, 0)
@@ -114,6 +112,17 @@ def build_lock(wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
     finally:
         _Lock.depth = 0
         os.close(lock)
+
+
+def _open_lock() -> int:
+    with full_disk_named(BUILD):
+        try:
+            BUILD.mkdir(parents=True, exist_ok=True)
+            return os.open(BUILD / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except PermissionError:
+            raise VnetStandbyError(
+                f"{BUILD} can't be written by this user; remove it, or use a checkout of your own"
+            ) from None
 
 
 def _acquire(lock: int, wait_s: float) -> None:

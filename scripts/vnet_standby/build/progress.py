@@ -74,7 +74,9 @@ class _Display:
 
     def tick(self) -> None:
         if self._tty:
-            print(f"\r\033[K{self._line()}", end="", file=sys.stderr, flush=True)
+            # a line that wraps couldn't be rewritten
+            line = self._line()[: shutil.get_terminal_size().columns - 1]
+            print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
             return
         now = time.monotonic()
         share = self._steps[0] / max(1, self._steps[1]) if self._steps else 0.0

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 _QMP_TIMEOUT_S = 30
 _QUIT_TIMEOUT_S = 5
-_CONSOLE_LINES = 15
+_CONSOLE_LINES = 30
 
 
 class Vm:
