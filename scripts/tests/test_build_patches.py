@@ -187,6 +187,15 @@ def test_refresh_needs_to_know_the_base(developed: Path, tmp_path: Path) -> None
         patches.refresh(developed, "nonsense", tmp_path / "x")
 
 
+def test_refresh_from_a_tree_without_the_series_keeps_the_series(
+    developed: Path, folder: Path
+) -> None:
+    before = contents(folder)
+    with pytest.raises(VnetStandbyError, match="nothing to export"):
+        patches.refresh(developed, "HEAD", folder)
+    assert contents(folder) == before
+
+
 def test_comments_follow_a_patch_to_its_new_number() -> None:
     old = "# all\n\n# about a\n0001-a.patch\n# about b\n0002-b.patch # sent\n"
     assert patches.rewrite_series(old, ["0001-b.patch", "0002-a.patch"]) == (

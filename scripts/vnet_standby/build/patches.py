@@ -219,6 +219,10 @@ def refresh(tree: Path, base: str | None = None, folder: Path = SERIES) -> tuple
             if base == BASE_REF
             else f"{tree} has no commit {base}"
         )
+    if not git("rev-list", "--max-count=1", f"{base}..HEAD", cwd=tree, what="looking for patches"):
+        raise VnetStandbyError(
+            f"{tree} has no commit above {base}: nothing to export; apply the series first, or give another --base"
+        )
     merges = git("rev-list", "--merges", f"{base}..HEAD", cwd=tree, what="looking for merges")
     if merges:
         raise VnetStandbyError(
