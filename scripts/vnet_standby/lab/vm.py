@@ -37,6 +37,7 @@ class Vm:
         self.agent = Agent(name, self._guest_event)
         self._qmp = QMPClient(name)
         self._process: asyncio.subprocess.Process | None = None
+        self._recording: asyncio.Task[None] | None = None
 
     @property
     def process(self) -> asyncio.subprocess.Process:
@@ -153,7 +154,7 @@ class Vm:
             )  # fmt: skip
         listener = EventListener()
         self._qmp.register_listener(listener)
-        self._pump = asyncio.create_task(self._record_events(listener))
+        self._recording = asyncio.create_task(self._record_events(listener))
         try:
             await self.bounded(self._qmp.connect(qmp_end), _QMP_TIMEOUT_S, "starting QEMU")
         except ConnectError as error:
@@ -174,8 +175,9 @@ class Vm:
             QMPError, EOFError, OSError
         ):  # the way in which a connection to a dead QEMU ends
             await self._qmp.disconnect()
-        self._pump.cancel()
-        await asyncio.gather(self._pump, return_exceptions=True)
+        if self._recording:
+            self._recording.cancel()
+            await asyncio.gather(self._recording, return_exceptions=True)
         await self.agent.close()
 
     async def _wait_exit(self) -> None:
