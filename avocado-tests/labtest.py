@@ -73,16 +73,9 @@ class LabTest(Test):  # type: ignore[misc]  # avocado has no type information
         return verdict
 
     def route(self, verdict: Verdict, direction: Direction) -> list[str]:
-        """The ports that carried the delivered probes of a direction, one after the other.
-
-        A probe that the bridge flooded to several ports tells nothing and is left out.
-        """
+        """The ports that carried the delivered probes of a direction, one after the other."""
         points = sorted(verdict.points, key=lambda point: point.seq)
-        carriers = [
-            point.ports[0]
-            for point in points
-            if point.direction == direction and point.arrived is not None and len(point.ports) == 1
-        ]
+        carriers = [point.via for point in points if point.direction == direction and point.via]
         return [
             port
             for port, before in zip(carriers, [None, *carriers], strict=False)

@@ -7,7 +7,6 @@ migrate command (since the first probe if there was none).
 
 import json
 import re
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from itertools import groupby, pairwise
 from typing import Any, Literal
 
 from vnet_standby.report.text import printable
-from vnet_standby.traffic.timeline import host_of
 from vnet_standby.traffic.verdict import (
     DIRECTIONS,
     Direction,
@@ -185,27 +183,9 @@ class Story:
     def segments(self) -> dict[Direction, list[Segment]]:
         """By which port each direction's delivered probes went, one after the other."""
         return {
-            direction: list(_segments(self._carriers(arrivals)))
+            direction: list(_segments((time, point.via or "unknown") for time, point in arrivals))
             for direction, arrivals in self.arrivals.items()
         }
-
-    def _carriers(self, arrivals: Sequence[tuple[float, Point]]) -> Iterable[tuple[float, str]]:
-        """Yield when each probe arrived and by which port.
-
-        A flooded probe is seen at several: one of the host that the VM runs on must have carried
-        it, and the path in use is likelier than a change.
-        """
-        ports = frozenset(self.ports)
-        starts = [start for start, _, _ in self._stretches]
-        carrier = ""
-        for time, point in arrivals:
-            seen = [port for port in point.ports if port in ports]
-            if len(seen) > 1:
-                host = self._stretches[max(bisect_right(starts, time) - 1, 0)][2] if starts else ""
-                seen = [port for port in seen if host_of(port) == host] or seen
-            if carrier not in seen:
-                carrier = seen[0] if seen else "unknown"
-            yield time, carrier
 
     def stands_out(self, gap: Gap) -> bool:
         """Whether a silence cost probes, or is more than noise, whose floor is from a much shorter stretch."""

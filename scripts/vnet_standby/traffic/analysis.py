@@ -139,7 +139,9 @@ def _points(streams: Mapping[Direction, Stream]) -> Iterator[Point]:
     for direction, stream in streams.items():
         for probe in stream.probes:
             arrived = None if probe.arrived_ns is None else probe.arrived_ns / 1e9
-            yield Point(direction, probe.seq, probe.sent_ns / 1e9, arrived, tuple(probe.seen))
+            yield Point(
+                direction, probe.seq, probe.sent_ns / 1e9, arrived, tuple(probe.seen), probe.via
+            )
 
 
 def _warnings(

@@ -103,6 +103,8 @@ class Point:
     sent: float
     arrived: float | None
     ports: tuple[str, ...]
+    via: str | None = None
+    """The port that delivered it; a probe that the bridge flooded was seen on others, too."""
 
 
 @dataclass(frozen=True)
