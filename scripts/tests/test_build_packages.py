@@ -48,6 +48,14 @@ def test_users_get_all_missing_packages_in_one_line(installed: Installed) -> Non
     )
 
 
+def test_several_jobs_name_each_package_once(installed: Installed) -> None:
+    installed("git", "libc6-dev")
+    with pytest.raises(VnetStandbyError) as caught:
+        packages.require("qemu", "guest")
+    assert str(caught.value).count(" gcc") == 2  # once as missing, once in the command
+    assert " cpio" in str(caught.value)
+
+
 def test_root_installs_and_refreshes_old_lists(
     installed: Installed, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -221,12 +221,23 @@ def _demo(options: argparse.Namespace) -> None:
         ram_mib=options.ram,
         bandwidth_mib_s=options.bandwidth,
     )
-    require("lab")
+    require(*_jobs(options.qemu))
     qemu = qemu_under_test(options.qemu, options.qemu_source)
     image = guest_image(options.kernel)
     run = options.report or paths.BUILD / "runs" / time.strftime("%Y%m%d-%H%M%S")
     _run(measure_migration(scenario, qemu, image, run, paths.BUILD / "accelerator.json", say))
     _show(run, options.json)
+
+
+def _jobs(qemu: str) -> list[str]:
+    """What a demo has to do for the first time, so that all missing packages are named at once."""
+    builds = {"patched": paths.QEMU_PATCHED, "stock": paths.QEMU_STOCK}
+    jobs = ["lab"]
+    if qemu in builds and not builds[qemu].exists():
+        jobs.append("qemu")
+    if not paths.GUEST.exists():
+        jobs.append("guest")
+    return jobs
 
 
 def _show(run: Path, json: Path | None) -> None:

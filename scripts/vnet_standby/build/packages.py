@@ -3,6 +3,7 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from vnet_standby.build.commands import environment, run
@@ -34,28 +35,28 @@ PACKAGES: dict[str, tuple[str, ...]] = {
         "kmod",
         "debian-archive-keyring",
     ),
-    "lab": ("iproute2",),
+    "lab": ("util-linux",),
 }
 
 # Where there is no dpkg to ask: the commands that stand for the packages.
 _COMMANDS: dict[str, tuple[str, ...]] = {
     "qemu": ("git", "cc", "pkg-config", "xz", "perl"),
     "guest": ("cc", "cpio", "depmod"),
-    "lab": ("ip",),
+    "lab": ("setpriv", "unshare"),
 }
 
 _INSTALL_TIMEOUT_S = 1800
 
 
-def require(job: str) -> None:
-    """Make sure that what `job` ("qemu", "guest" or "lab") needs is installed.
+def require(*jobs: str) -> None:
+    """Make sure that what the jobs ("qemu", "guest", "lab") need is installed.
 
     Root gets what is missing through apt-get; anyone else gets one error with the command to give.
     """
     if shutil.which("dpkg-query") is None:
-        _require_commands(job)
+        _require_commands(jobs)
         return
-    absent = missing(PACKAGES[job])
+    absent = missing(_united(PACKAGES, jobs))
     if not absent:
         return
     if os.geteuid() != 0:
@@ -77,9 +78,13 @@ def missing(names: tuple[str, ...]) -> list[str]:
     return [name for name in names if name not in installed]
 
 
-def _require_commands(job: str) -> None:
+def _united(table: dict[str, tuple[str, ...]], jobs: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for job in jobs for name in table[job]))
+
+
+def _require_commands(jobs: Sequence[str]) -> None:
     path = environment()["PATH"]
-    absent = [name for name in _COMMANDS[job] if shutil.which(name, path=path) is None]
+    absent = [name for name in _united(_COMMANDS, jobs) if shutil.which(name, path=path) is None]
     if absent:
         raise VnetStandbyError(
             f"commands are missing: {' '.join(absent)}; install them with this system's package manager"

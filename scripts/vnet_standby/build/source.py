@@ -151,6 +151,7 @@ def _default_source() -> _Import:
     known = _known("default")
     if known:
         return known
+    packages.require("qemu")
     if archive_uri() is None:
         return _remember("default", _upstream_release())
     try:
@@ -165,7 +166,6 @@ def _default_source() -> _Import:
 
 
 def _from_debian() -> _Import:
-    packages.require("qemu")
     require_space(SOURCES, _SPACE_MIB)
     tree = private_apt().source("qemu", DOWNLOADS)
     changelog = (tree / "debian" / "changelog").read_text(errors="replace")
