@@ -8,9 +8,11 @@ BUILD = REPO / "build"
 
 SERIES = REPO / "qemu-patches" / "v10.0"
 GUEST_IMAGE_SOURCE = REPO / "guest" / "image"
+GUEST_DRIVER_SOURCE = REPO / "guest" / "driver"
 
 QEMU_PATCHED = BUILD / "qemu"
 QEMU_STOCK = BUILD / "qemu-stock"
 GUEST = BUILD / "guest"
+HEADERS = BUILD / "headers"
 FIRMWARE = BUILD / "firmware"
 LOGS = BUILD / "logs"

@@ -296,8 +296,7 @@ def _assemble(busybox: Path, release: str) -> None:
         shutil.copytree(_PICKED / "lib/modules" / release, root / "lib/modules" / release)
         # last, because its links point out of this folder as long as it isn't a guest's root
         _install_busybox(busybox, root)
-        _settle(root)
-        _pack(root)
+        write_atomically(_INITRAMFS, packed(root))
     finally:
         shutil.rmtree(root)
 
@@ -347,7 +346,9 @@ def _settle(root: Path) -> None:
         os.utime(path, (_TIME_STAMP, _TIME_STAMP), follow_symlinks=False)
 
 
-def _pack(root: Path) -> None:
+def packed(root: Path) -> bytes:
+    """Return a folder as a compressed cpio archive, as the kernel unpacks it over its root; owned by root, undated."""
+    _settle(root)
     names = [".", *sorted(str(path.relative_to(root)) for path in root.rglob("*"))]
     archive = GUEST / ".initramfs.cpio"
     pack = ["cpio", "--create", "--format=newc", "--null", "--quiet", "--reproducible"]
@@ -358,6 +359,6 @@ def _pack(root: Path) -> None:
             cwd=root,
             stdin="".join(f"{name}\0" for name in names).encode(),
         )
-        write_atomically(_INITRAMFS, gzip.compress(archive.read_bytes(), 6, mtime=_TIME_STAMP))
+        return gzip.compress(archive.read_bytes(), 6, mtime=_TIME_STAMP)
     finally:
         archive.unlink(missing_ok=True)

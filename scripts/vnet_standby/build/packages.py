@@ -35,6 +35,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
         "kmod",
         "debian-archive-keyring",
     ),
+    "driver": ("gcc", "make", "perl", "kmod", "debian-archive-keyring"),
     "lab": ("util-linux",),
 }
 
@@ -42,6 +43,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
 _COMMANDS: dict[str, tuple[str, ...]] = {
     "qemu": ("git", "cc", "pkg-config", "xz", "perl"),
     "guest": ("cc", "cpio", "depmod"),
+    "driver": ("cc", "make", "perl", "modinfo"),
     "lab": ("setpriv", "unshare"),
 }
 
@@ -49,7 +51,7 @@ _INSTALL_TIMEOUT_S = 1800
 
 
 def require(*jobs: str) -> None:
-    """Make sure that what the jobs ("qemu", "guest", "lab") need is installed.
+    """Make sure that what the jobs (keys of `PACKAGES`) need is installed.
 
     Root gets what is missing through apt-get; anyone else gets one error with the command to give.
     """

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The guest driver, built for the guest's kernel against its distribution's headers, and the image that has it."""
+
+import os
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+from vnet_standby.build import packages
+from vnet_standby.build.apt import archive_uri, private_apt
+from vnet_standby.build.cache import (
+    Stamp,
+    build_lock,
+    digest,
+    folder_digest,
+    fresh_folder,
+    write_atomically,
+)
+from vnet_standby.build.commands import output
+from vnet_standby.build.image import GuestImage, guest_image, packed
+from vnet_standby.build.progress import full_disk_named, run_logged, say
+from vnet_standby.build.qemu import refuse_spaces
+from vnet_standby.build.source import DOWNLOADS
+from vnet_standby.errors import VnetStandbyError
+from vnet_standby.paths import BUILD, GUEST, GUEST_DRIVER_SOURCE, HEADERS, LOGS
+
+MODULE = "net_failover.ko"
+DRIVER = GUEST / "driver"
+
+_IMAGE = GUEST / "initramfs-vnet-standby.gz"
+_BUILD_FOLDER = DRIVER / "build"
+_SYMBOLS = ("net_failover_create", "net_failover_destroy")
+_TIMEOUT_S = 600
+
+# 6.12.107+deb13-amd64: what all flavours share, and the flavour
+_RELEASE = re.compile(r"^(\d\S*?)-((?:cloud-|rt-)*amd64)$")
+
+# Debian's kernel tools are built for its own release; they get the libraries of that release with them.
+_LIBRARIES = ("libc6", "libelf1t64", "zlib1g", "libzstd1")
+_LIBRARY_FOLDER = Path("usr/lib/x86_64-linux-gnu")
+_TOOLS = ("tools/objtool/objtool.real-x86", "scripts/mod/modpost.real-lsb-64")
+
+# The kernel is compiled by another gcc than the machine's, perhaps a newer one.
+_OVERRIDES = (
+    "CONFIG_CC_HAS_MIN_FUNCTION_ALIGNMENT=",  # an option of gcc 14; without it the older -falign-functions is used
+    "CONFIG_DEBUG_INFO_BTF_MODULES=",  # needs the kernel's own pahole
+)
+
+
+def build_driver(kernel: str | None = None) -> Path:
+    """Build the driver for the guest's kernel, if it isn't there already, and return the module.
+
+    `kernel` is as for `guest_image`; it has to be one whose headers Debian's archive has. Raises `VnetStandbyError` if
+    it is another, or if the module would not fit the kernel's virtio_net.
+    """
+    refuse_spaces()
+    with build_lock(), full_disk_named(BUILD):
+        release = guest_image(kernel).version
+        module = DRIVER / MODULE
+        stamp = Stamp(DRIVER / ".vnet-standby-built")
+        key = _key(release)
+        if not (stamp.matches(key) and module.exists()):
+            stamp.clear()
+            packages.require("driver")
+            headers = _headers(release)
+            say(f"building the guest driver for Linux {release}")
+            built = _compile(headers)
+            _check_symbols(headers, _BUILD_FOLDER / "Module.symvers")
+            output(["strip", "--strip-debug", "-o", module, built], what="stripping the driver")
+            stamp.write(key)
+        return module
+
+
+def driver_image(kernel: str | None = None) -> GuestImage:
+    """Build the guest's image with the driver in it; `kernel` is as for `build_driver`.
+
+    The driver stands beside the kernel's own module, in `updates`, and is loaded only where it is asked for.
+    """
+    with build_lock(), full_disk_named(BUILD):
+        module = build_driver(kernel)
+        image = guest_image(kernel)
+        stamp = Stamp(GUEST / ".vnet-standby-driver-image")
+        plain = image.initramfs.read_bytes()
+        key = digest(plain, module.read_bytes(), image.version)
+        if not (stamp.matches(key) and _IMAGE.exists()):
+            stamp.clear()
+            # the kernel unpacks one archive after the other (its buffer-format.rst on initramfs)
+            write_atomically(_IMAGE, plain + _archive(module, image.version))
+            stamp.write(key)
+        return GuestImage(image.kernel, _IMAGE, image.version)
+
+
+def _archive(module: Path, release: str) -> bytes:
+    root = fresh_folder(GUEST / "driver-root")
+    try:
+        folder = root / "lib/modules" / release / "updates"
+        folder.mkdir(parents=True)
+        shutil.copyfile(module, folder / MODULE)
+        return packed(root)
+    finally:
+        shutil.rmtree(root)
+
+
+def header_packages(release: str) -> list[str]:
+    """Return the names of the packages that a module for a Debian kernel is built with."""
+    match = _RELEASE.match(release)
+    if not match:
+        raise VnetStandbyError(
+            f"no headers for Linux {release}: the guest driver is built for Debian's amd64 kernels; use one of those"
+        )
+    common = f"{match[1]}-common-rt" if match[2].startswith("rt-") else f"{match[1]}-common"
+    return [f"linux-headers-{release}", f"linux-headers-{common}", f"linux-kbuild-{match[1]}"]
+
+
+def _key(release: str) -> str:
+    """Return a hash over all that goes into the module."""
+    compiler = output([*_compiler(), "--version"], what="asking the compiler's version")
+    code = Path(__file__).read_bytes()
+    sources = folder_digest(GUEST_DRIVER_SOURCE)
+    return digest(release, sources, shlex.join(_compiler()), compiler, code)
+
+
+def _compiler() -> list[str]:
+    return os.environ.get("CC", "cc").split()
+
+
+def _headers(release: str) -> Path:
+    """Return the folder to build modules in, unpacked from the kernel's header packages."""
+    wanted = header_packages(release)
+    folder = HEADERS / "usr/src" / wanted[0]
+    stamp = Stamp(HEADERS / ".vnet-standby-unpacked")
+    key = digest(*wanted, Path(__file__).read_bytes(), str(HEADERS))
+    if stamp.matches(key) and folder.exists():
+        return folder
+    if archive_uri() is None:
+        raise VnetStandbyError(
+            f"no Debian archive among this machine's apt sources, so no headers for Linux {release}; add one"
+        )
+    stamp.clear()
+    fresh_folder(HEADERS)
+    for package in private_apt().download([*wanted, *_LIBRARIES], DOWNLOADS):
+        output(["dpkg-deb", "-x", package, HEADERS], what=f"unpacking {package.name}")
+    common = HEADERS / "usr/src" / wanted[1]
+    # the packages' own line names the place where they would be installed
+    write_atomically(folder / "Makefile", f"include {common}/Makefile\n")
+    for tool in _TOOLS:
+        _bring_libraries(HEADERS / "usr/lib" / wanted[2] / tool)
+    stamp.write(key)
+    return folder
+
+
+def _bring_libraries(tool: Path) -> None:
+    """Let a program run with the libraries that were unpacked beside it, whatever the machine's are."""
+    program = tool.with_name(f"{tool.name}.elf")
+    tool.rename(program)
+    libraries = HEADERS / _LIBRARY_FOLDER
+    loader = libraries / "ld-linux-x86-64.so.2"
+    command = shlex.join([str(loader), "--library-path", str(libraries), str(program)])
+    write_atomically(tool, f'#!/bin/sh\nexec {command} "$@"\n')
+    tool.chmod(0o755)
+
+
+def _compile(headers: Path) -> Path:
+    folder = fresh_folder(_BUILD_FOLDER)
+    for source in [GUEST_DRIVER_SOURCE / "Kbuild", *GUEST_DRIVER_SOURCE.glob("*.[ch]")]:
+        shutil.copyfile(source, folder / source.name)
+    run_logged(
+        [
+            "make",
+            "-C",
+            headers,
+            f"M={folder}",
+            f"CC={shlex.join(_compiler())}",
+            *_OVERRIDES,
+            "W=1",
+            "KCFLAGS=-Werror",
+            "modules",
+        ],
+        title="compiling the guest driver",
+        log=LOGS / "build-driver.log",
+        timeout_s=_TIMEOUT_S,
+    )
+    return folder / MODULE
+
+
+def parse_symbols(text: str) -> dict[str, str]:
+    """Return the CRC of each symbol in a Module.symvers (CRC, symbol, module, how exported, name space)."""
+    fields = [line.split("\t") for line in text.splitlines()]
+    return {symbol: crc for crc, symbol, *_ in fields}
+
+
+def misfits(kernel: dict[str, str], built: dict[str, str]) -> list[str]:
+    """Return the exported symbols whose CRC differs from the kernel's; its virtio_net would refuse such a module."""
+    return [name for name in _SYMBOLS if built.get(name) != kernel.get(name)]
+
+
+def _check_symbols(headers: Path, built: Path) -> None:
+    kernel = parse_symbols((headers / "Module.symvers").read_text())
+    if wrong := misfits(kernel, parse_symbols(built.read_text())):
+        raise VnetStandbyError(
+            f"the driver's {', '.join(wrong)} would not fit this kernel's virtio_net: the CRCs differ; compare the "
+            "includes of guest/driver/drop_in.c with those of the kernel's drivers/net/net_failover.c"
+        )
