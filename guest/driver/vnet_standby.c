@@ -1140,6 +1140,8 @@ struct failover *vnet_standby_create(struct net_device *dev)
 	INIT_DELAYED_WORK(&pair->announce_work, vs_announce_work);
 	/* the primary's queue locks nest in the master's, and both are Ethernet's */
 	netdev_lockdep_set_classes(dev);
+	/* a frame may wait in the primary's qdisc, and not every driver takes one without a head */
+	dev->priv_flags &= ~(IFF_TX_SKB_SHARING | IFF_TX_SKB_NO_LINEAR);
 	vs_force_vlan_filter(pair);
 
 	rtnl_lock();
