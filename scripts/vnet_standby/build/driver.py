@@ -13,7 +13,6 @@ from vnet_standby.build.cache import (
     Stamp,
     build_lock,
     digest,
-    folder_digest,
     fresh_folder,
     write_atomically,
 )
@@ -117,8 +116,12 @@ def _key(release: str) -> str:
     """Return a hash over all that goes into the module."""
     compiler = output([*_compiler(), "--version"], what="asking the compiler's version")
     code = Path(__file__).read_bytes()
-    sources = folder_digest(GUEST_DRIVER_SOURCE)
-    return digest(release, sources, shlex.join(_compiler()), compiler, code)
+    sources = [part for path in _sources() for part in (path.name, path.read_bytes())]
+    return digest(release, *sources, shlex.join(_compiler()), compiler, code)
+
+
+def _sources() -> list[Path]:
+    return [GUEST_DRIVER_SOURCE / "Kbuild", *sorted(GUEST_DRIVER_SOURCE.glob("*.[ch]"))]
 
 
 def _compiler() -> list[str]:
@@ -163,7 +166,7 @@ def _bring_libraries(tool: Path) -> None:
 
 def _compile(headers: Path) -> Path:
     folder = fresh_folder(_BUILD_FOLDER)
-    for source in [GUEST_DRIVER_SOURCE / "Kbuild", *GUEST_DRIVER_SOURCE.glob("*.[ch]")]:
+    for source in _sources():
         shutil.copyfile(source, folder / source.name)
     run_logged(
         [
