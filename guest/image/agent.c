@@ -11,6 +11,7 @@
  *
  *   hello                        kernel release
  *   links                        one line a netdev: NAME key=value...
+ *   counters NETDEV              its driver's counters, as ethtool -S: "COUNTER VALUE"
  *   stream ADDRESS INTERVAL_US   start the numbered stream to ADDRESS (numbers go on from where they were)
  *   silence                      stop it
  *   received, sent               the records: "SEQ GUEST_NS" and "SEQ GUEST_NS ERRNO"
@@ -27,8 +28,10 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <ifaddrs.h>
+#include <linux/ethtool.h>
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>
+#include <linux/sockios.h>
 #include <net/if.h>
 #include <netinet/in.h>
 #include <poll.h>
@@ -39,6 +42,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/timerfd.h>
 #include <sys/utsname.h>
@@ -269,6 +273,46 @@ static void list_links(const char *tag)
 	say("%s ok", tag);
 }
 
+static bool ask_ethtool(const char *netdev, void *request)
+{
+	struct ifreq ifr = { .ifr_data = request };
+
+	snprintf(ifr.ifr_name, sizeof(ifr.ifr_name), "%s", netdev);
+	return ioctl(udp, SIOCETHTOOL, &ifr) == 0;
+}
+
+static void list_counters(const char *tag, const char *netdev)
+{
+	struct ethtool_drvinfo driver = { .cmd = ETHTOOL_GDRVINFO };
+	struct ethtool_gstrings *names;
+	struct ethtool_stats *values;
+	uint32_t i;
+
+	if (!ask_ethtool(netdev, &driver)) {
+		say("%s error no counters of %s: %s", tag, netdev, strerror(errno));
+		return;
+	}
+	names = calloc(1, sizeof(*names) + driver.n_stats * ETH_GSTRING_LEN);
+	values = calloc(1, sizeof(*values) + driver.n_stats * sizeof(values->data[0]));
+	if (!names || !values)
+		die("out of memory");
+	*names = (struct ethtool_gstrings){
+		.cmd = ETHTOOL_GSTRINGS, .string_set = ETH_SS_STATS, .len = driver.n_stats,
+	};
+	*values = (struct ethtool_stats){ .cmd = ETHTOOL_GSTATS, .n_stats = driver.n_stats };
+	if (ask_ethtool(netdev, names) && ask_ethtool(netdev, values)) {
+		for (i = 0; i < driver.n_stats; i++)
+			say("%s = %.*s %llu", tag, ETH_GSTRING_LEN,
+			    (const char *)names->data + i * ETH_GSTRING_LEN,
+			    (unsigned long long)values->data[i]);
+		say("%s ok", tag);
+	} else {
+		say("%s error no counters of %s: %s", tag, netdev, strerror(errno));
+	}
+	free(names);
+	free(values);
+}
+
 static void report_link_message(struct nlmsghdr *message)
 {
 	struct ifinfomsg *info = NLMSG_DATA(message);
@@ -482,6 +526,8 @@ static void obey(char *line)
 		say("%s ok", tag);
 	} else if (!strcmp(command, "links")) {
 		list_links(tag);
+	} else if (!strcmp(command, "counters")) {
+		list_counters(tag, arguments);
 	} else if (!strcmp(command, "stream")) {
 		start_stream(tag, arguments);
 	} else if (!strcmp(command, "silence")) {

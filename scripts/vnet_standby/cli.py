@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from vnet_standby import paths
+from vnet_standby.build.driver import build_driver, driver_image
 from vnet_standby.build.image import guest_image
 from vnet_standby.build.packages import require
 from vnet_standby.build.progress import say
 from vnet_standby.build.qemu import build_qemu
 from vnet_standby.build.series import apply, check, refresh
 from vnet_standby.errors import VnetStandbyError
-from vnet_standby.lab.binaries import qemu_under_test
+from vnet_standby.lab.binaries import image_under_test, qemu_under_test
 from vnet_standby.lab.demo import measure_migration
 from vnet_standby.lab.scenario import (
     GUEST_KINDS,
@@ -31,6 +32,8 @@ from vnet_standby.report.suite import summary
 from vnet_standby.report.terminal import timeline
 from vnet_standby.report.write import read_events, read_run, write
 from vnet_standby.traffic.analysis import judge
+
+_BUILDS = ("qemu", "qemu-stock", "guest", "driver")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -64,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_demo(commands.add_parser("demo", help="migrate a VM under traffic and show what was lost"))
     _add_judge(commands.add_parser("judge", help="judge the records of an earlier run again"))
-    _add_build(commands.add_parser("build", help="build QEMU and the guest image"))
+    _add_build(commands.add_parser("build", help="build QEMU, the guest image and driver"))
     _add_series(commands.add_parser("series", help="apply, export or check the QEMU patch series"))
     _add_summary(commands.add_parser("summary", help="show what a run of the VM tests found"))
     return parser
@@ -86,7 +89,7 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--guest",
-        choices=("vnet-standby", *GUEST_KINDS),
+        choices=GUEST_KINDS,
         default=default.guest,
         help="what unites the two NICs in the guest; virtio: no primary, the control (%(default)s)",
     )
@@ -168,8 +171,8 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.description = "Build what is missing; a second run builds nothing."
     parser.set_defaults(command=_build)
     parser.add_argument(
-        "what", nargs="?", choices=("all", "qemu", "qemu-stock", "guest"), default="all",
-        help="QEMU with the series, QEMU without, or the guest's kernel and initramfs (%(default)s)",
+        "what", nargs="?", choices=("all", *_BUILDS), default="all",
+        help="QEMU with the series, QEMU without, the guest's kernel and initramfs, or its driver (%(default)s)",
     )  # fmt: skip
     _add_sources(parser)
 
@@ -204,10 +207,6 @@ def _add_summary(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    if options.guest == "vnet-standby":
-        raise VnetStandbyError(
-            "the vnet-standby guest driver is not part of this version yet; use --guest net-failover, bond or virtio"
-        )
     if options.topology == "nested":
         raise VnetStandbyError(
             "the nested topology is not part of this version yet; use --topology flat"
@@ -223,7 +222,7 @@ def _demo(options: argparse.Namespace) -> None:
     )
     require(*_jobs(options.qemu))
     qemu = qemu_under_test(options.qemu, options.qemu_source)
-    image = guest_image(options.kernel)
+    image = image_under_test(scenario.guest, options.kernel)
     run = options.report or paths.BUILD / "runs" / time.strftime("%Y%m%d-%H%M%S")
     _run(measure_migration(scenario, qemu, image, run, paths.BUILD / "accelerator.json", say))
     _show(run, options.json)
@@ -255,12 +254,16 @@ def _judge(options: argparse.Namespace) -> None:
 
 
 def _build(options: argparse.Namespace) -> None:
-    if options.what in {"all", "qemu"}:
+    wanted = _BUILDS if options.what == "all" else (options.what,)
+    if "qemu" in wanted:
         say(f"QEMU with the series: {build_qemu('patched', options.qemu_source)}")
-    if options.what in {"all", "qemu-stock"}:
+    if "qemu-stock" in wanted:
         say(f"QEMU without: {build_qemu('stock', options.qemu_source)}")
-    if options.what in {"all", "guest"}:
+    if "guest" in wanted:
         say(f"guest image: {guest_image(options.kernel).initramfs}")
+    if "driver" in wanted:
+        say(f"guest driver: {build_driver(options.kernel)}")
+        say(f"guest image with it: {driver_image(options.kernel).initramfs}")
 
 
 def _run(story: Coroutine[Any, Any, None]) -> None:

@@ -112,6 +112,11 @@ class Agent:
         ]  # not one that just goes
         return {link.name: link for link in links}
 
+    async def counters(self, netdev: str) -> dict[str, int]:
+        """A netdev's own counters, as ethtool -S shows them."""
+        lines = [line.rpartition(" ") for line in await self.ask(f"counters {netdev}")]
+        return {name: int(value) for name, _, value in lines}
+
     async def run(self, command: str, timeout_s: float = 30) -> str:
         """Run a shell command in the guest, return what it prints; an error if it fails."""
         return "\n".join(await self.ask(f"run {command}", timeout_s))

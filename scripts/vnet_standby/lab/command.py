@@ -13,6 +13,7 @@ from vnet_standby.traffic.probe import GUEST_ADDRESS
 
 STANDBY_ID = "standby0"
 PRIMARY_ID = "primary0"
+TWIN_ID = "twin0"
 
 _PREFERRED_MACHINE = (
     "pc-q35-10.0"  # the series' base; both builds have it, so streams between them compare
@@ -107,6 +108,8 @@ def nic_arguments(scenario: Scenario, host: Host, *, incoming: bool) -> list[str
         arguments += ["-device", root_port]
         tap = f"tap,id=net-{port.datapath},ifname={port.name},script=no,downscript=no,vhost=off"
         arguments += ["-netdev", tap]
+    if scenario.spare_port:
+        arguments += ["-device", "pcie-root-port,id=rp-spare,bus=pcie.0,chassis=9,slot=9"]
     if scenario.standby:
         arguments += ["-device", _option(_standby(scenario))]
     if scenario.has_primary and not (incoming and scenario.managed):
@@ -129,6 +132,11 @@ def primary_device(scenario: Scenario, *, incoming: bool) -> dict[str, str]:
     return device
 
 
+def twin_device() -> dict[str, str]:
+    """A NIC with the pair's MAC, connected to nothing, as device_add wants it; needs the scenario's spare port."""
+    return {"driver": "e1000e", "id": TWIN_ID, "bus": "rp-spare", "mac": MAC, "romfile": ""}
+
+
 def _standby(scenario: Scenario) -> dict[str, str]:
     device = {
         "driver": "virtio-net-pci",
@@ -138,7 +146,7 @@ def _standby(scenario: Scenario) -> dict[str, str]:
         "mac": MAC,
         "romfile": "",
     }
-    if scenario.guest == "net-failover":
+    if scenario.paired:
         device["failover" if scenario.owner == "qemu" else "standby"] = "on"
     return device
 

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import json
 import platform
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,7 @@ from vnet_standby.build.image import GuestImage
 from vnet_standby.errors import VnetStandbyError
 from vnet_standby.lab import traffic
 from vnet_standby.lab.accelerator import Accelerator
+from vnet_standby.lab.agent import Link
 from vnet_standby.lab.command import (
     PRIMARY_ID,
     QemuBinary,
@@ -30,6 +32,7 @@ from vnet_standby.lab.command import (
     nic_arguments,
     ports,
     primary_device,
+    twin_device,
 )
 from vnet_standby.lab.events import Event, EventLog
 from vnet_standby.lab.namespace import enter_private_network
@@ -79,7 +82,7 @@ class Lab:
 
     async def __aenter__(self) -> Self:
         """Enter a private network namespace and build the topology in it."""
-        if self.scenario.managed and self.scenario.guest == "net-failover":
+        if self.scenario.managed and self.scenario.paired:
             self._require_standby_property()
         self.run.mkdir(parents=True, exist_ok=True)
         enter_private_network()
@@ -119,18 +122,33 @@ class Lab:
     async def wait_primary(self, seconds: float = REACHABLE_S) -> None:
         """Wait until the guest has its primary enslaved and with carrier."""
 
-        async def ready() -> None:
+        def ready(links: Sequence[Link]) -> bool:
+            return any(
+                link.driver == self.scenario.primary and link.master and link.carrier
+                for link in links
+            )
+
+        await self.wait_links(ready, "the guest enslaving its primary", seconds)
+
+    async def wait_links(
+        self, wanted: Callable[[Sequence[Link]], bool], what: str, seconds: float = REACHABLE_S
+    ) -> None:
+        """Wait until the guest's netdevs are as wanted; `what` names that for the error when they never are."""
+
+        async def changed() -> None:
             while True:
                 since = len(self.events)
-                links = (await self.vm.agent.links()).values()
-                if any(
-                    link.driver == self.scenario.primary and link.master and link.carrier
-                    for link in links
-                ):
+                if wanted(list((await self.vm.agent.links()).values())):
                     return
                 await self.events.wait(lambda event: event.who == "guest", since)
 
-        await self.vm.bounded(ready(), seconds, "the guest enslaving its primary")
+        await self.vm.bounded(changed(), seconds, what)
+
+    async def plug_twin(self) -> None:
+        """Plug a second NIC with the pair's MAC into the spare port, wait until the guest has it."""
+        before = len(await self.vm.agent.links())
+        await self.vm.plug(twin_device())
+        await self.wait_links(lambda links: len(links) > before, "the guest finding a second NIC")
 
     async def start_traffic(self) -> None:
         """Start capture and streams, and let them run undisturbed for the noise floor."""

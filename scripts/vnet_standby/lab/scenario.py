@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-GuestKind = Literal["net-failover", "bond", "virtio"]
+GuestKind = Literal["vnet-standby", "net-failover", "bond", "virtio"]
 Hotplug = Literal["acpi", "pcie"]
 PrimaryModel = Literal["e1000e", "e1000"]
 TrafficKind = Literal["both", "to-guest", "from-guest"]
@@ -24,8 +24,9 @@ class Scenario:
     """One set-up to be measured or tested."""
 
     guest: GuestKind = "net-failover"
-    """net-failover: QEMU or management pairs the NICs, Linux's net_failover unites them. bond: the guest's
-    administrator did, with active-backup bonding. virtio: plain virtio-net, no primary; the control."""
+    """vnet-standby: QEMU or management pairs the NICs, this project's driver unites them. net-failover: Linux's
+    net_failover does. bond: the guest's administrator did, with active-backup bonding. virtio: plain virtio-net, no
+    primary; the control."""
     hotplug: Hotplug = "acpi"
     primary: PrimaryModel = "e1000e"
     traffic: TrafficKind = "both"
@@ -36,7 +37,7 @@ class Scenario:
     bandwidth_mib_s: int = 6
     """The migration's limit; it sets how long the RAM phase lasts."""
     owner: Owner = "qemu"
-    """Who unplugs and plugs a net-failover guest's primary: QEMU (failover=on) or management (standby=on, which needs
+    """Who unplugs and plugs a paired guest's primary: QEMU (failover=on) or management (standby=on, which needs
     a QEMU with the series)."""
     standby: bool = True
     """False leaves the standby out: a control that has to lose its traffic."""
@@ -44,6 +45,8 @@ class Scenario:
     """Another MAC than the pair's is a control, too: the guest must not enslave that primary."""
     first_driver: Driver = "standby"
     """Which NIC's driver the guest loads first."""
+    spare_port: bool = False
+    """An empty root port, for a device that the lab plugs by `Lab.plug_twin`."""
 
     @property
     def has_primary(self) -> bool:
@@ -51,6 +54,11 @@ class Scenario:
         return self.guest != "virtio"
 
     @property
+    def paired(self) -> bool:
+        """Whether virtio-net offers VIRTIO_NET_F_STANDBY, so that the guest pairs its NICs by itself."""
+        return self.guest in {"vnet-standby", "net-failover"}
+
+    @property
     def managed(self) -> bool:
         """Whether management, not QEMU, unplugs and plugs the primary."""
-        return self.guest == "bond" or (self.guest == "net-failover" and self.owner == "management")
+        return self.guest == "bond" or (self.paired and self.owner == "management")
