@@ -14,9 +14,8 @@ from typing import Any
 from avocado import Test
 
 from vnet_standby import paths
-from vnet_standby.build.image import guest_image
 from vnet_standby.lab.accelerator import choose_accelerator
-from vnet_standby.lab.binaries import qemu_under_test
+from vnet_standby.lab.binaries import image_under_test, qemu_under_test
 from vnet_standby.lab.command import QemuBinary
 from vnet_standby.lab.lab import Lab
 from vnet_standby.lab.scenario import Scenario
@@ -42,13 +41,13 @@ class LabTest(Test):  # type: ignore[misc]  # avocado has no type information
     @contextlib.asynccontextmanager
     async def lab(self, **scenario: Any) -> AsyncIterator[Lab]:
         """A lab of its own in a private network namespace; its logs and records are the test's artefacts."""
-        image = guest_image(self.params.get("kernel", default=None))
+        wanted = Scenario(**{"bandwidth_mib_s": BANDWIDTH_MIB_S, **scenario})
+        image = image_under_test(wanted.guest, self.params.get("kernel", default=None))
         qemu = self.qemu()
         accelerator = await choose_accelerator(
             qemu, image.kernel, image.initramfs, paths.BUILD / "accelerator.json"
         )
         self.log.info("records and logs: %s", self.run_folder)
-        wanted = Scenario(**{"bandwidth_mib_s": BANDWIDTH_MIB_S, **scenario})
         async with Lab(wanted, qemu, image, accelerator, self.run_folder) as lab:
             yield lab
 
