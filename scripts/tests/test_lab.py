@@ -19,6 +19,7 @@ from vnet_standby.lab.command import (
     nic_arguments,
     ports,
     primary_device,
+    twin_device,
 )
 from vnet_standby.lab.events import EventLog
 from vnet_standby.lab.scenario import MAC, Scenario
@@ -42,6 +43,23 @@ def test_net_failover_pairs_by_id_on_both_hosts() -> None:
         standby, primary = devices(Scenario(), incoming=incoming)
         assert "failover=on" in standby
         assert "failover_pair_id=standby0" in primary
+
+
+def test_the_driver_of_ours_is_paired_as_net_failover_is() -> None:
+    ours = Scenario(guest="vnet-standby")
+    assert devices(ours) == devices(Scenario())
+    assert not ours.managed
+    assert Scenario(guest="vnet-standby", owner="management").managed
+    assert "vnet.guest=vnet-standby" in kernel_arguments(ours)
+
+
+def test_a_spare_port_is_empty() -> None:
+    plain, spare = (
+        nic_arguments(Scenario(spare_port=port), "a", incoming=False) for port in (False, True)
+    )
+    added = [option for option in spare if option not in plain]
+    assert [option.split(",")[:2] for option in added] == [["pcie-root-port", "id=rp-spare"]]
+    assert twin_device()["bus"] == "rp-spare"
 
 
 def test_management_owns_the_primary_of_a_standby_property() -> None:
