@@ -2,25 +2,45 @@
 """The guest driver: two netdevs, one interface; what carries the traffic, and what a change of path costs."""
 
 import contextlib
+import socket
 import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+from scapy.layers.inet import IP, UDP
+from scapy.layers.l2 import Dot1Q, Ether
+
 from labtest import LabTest
 from vnet_standby.lab.agent import Link
-from vnet_standby.lab.command import TWIN_ID
+from vnet_standby.lab.command import PRIMARY_ID, STANDBY_ID, TWIN_ID
 from vnet_standby.lab.lab import UNPLUG_S, Lab
+from vnet_standby.lab.network import PEER, PEER_MAC
+from vnet_standby.lab.scenario import MAC
+from vnet_standby.traffic.probe import GUEST_PORT, NUMBERED, PEER_ADDRESS, PEER_PORT, VnetProbe
 from vnet_standby.traffic.verdict import Verdict
 
 ROUTE = ["a-primary", "a-standby", "b-standby", "b-primary"]
 
 SETTLE_S = 10
 
+PROBES = 20
+
+FLAPS = 100
+
+VLAN, VLAN_ADDRESS = 7, "198.51.100.2"
+
 FAILOVER_PROBES = 5
 """25 ms: what may be on its way to the primary when the guest is asked to let go of it."""
 
 REPORTS = "WARNING:|BUG:|INFO: |Oops|Call Trace|possible .* lock"
 """What the kernel says first when it finds something wrong with itself."""
+
+
+def tagged_probe(number: int) -> bytes:
+    """A probe of the peer's in the VLAN; the host's kernel need not know VLANs for it."""
+    probe = VnetProbe(kind=NUMBERED, seq=number)
+    addresses = IP(src="198.51.100.1", dst=VLAN_ADDRESS) / UDP(sport=PEER_PORT, dport=GUEST_PORT)
+    return bytes(Ether(src=PEER_MAC, dst=MAC) / Dot1Q(vlan=VLAN) / addresses / probe)
 
 
 class DriverTest(LabTest):
@@ -49,7 +69,7 @@ class DriverTest(LabTest):
         """The guest says that this path carries the traffic, and the peer's echo takes it, there and back."""
         before = await self.counters(lab)
         self.assertEqual(before["active_path_is_primary"], path == "primary", path)
-        await lab.vm.agent.run("ping -c 3 -W 2 192.0.2.1")
+        await lab.vm.agent.run(f"ping -c 3 -W 2 {PEER_ADDRESS}")
         after = await self.counters(lab)
         sent = after["primary_tx_packets"] - before["primary_tx_packets"]
         if path == "primary":
@@ -129,6 +149,67 @@ class Following(DriverTest):
             await run(f"ifconfig {master.name} -promisc")
             await self.wait_active(lab, "primary")
 
+    async def test_vlan(self) -> None:
+        """The slave lets a VLAN of the master through, one that was there before it, too."""
+        async with self.paired() as lab:
+            master, _ = await self.pair(lab)
+            run = lab.vm.agent.run
+            await run(
+                f"modprobe 8021q && ip link add link {master.name} name v{VLAN} type vlan id {VLAN}"
+            )
+            await run(f"ip link set v{VLAN} up && ip address add {VLAN_ADDRESS}/24 dev v{VLAN}")
+            await self.send_tagged(lab, on_primary=True)
+            await run("rmmod e1000e")
+            await self.send_tagged(lab, on_primary=False)
+            await run("modprobe e1000e")
+            await lab.wait_primary()
+            await self.wait_active(lab, "primary")
+            await self.send_tagged(lab, on_primary=True)
+
+    async def send_tagged(self, lab: Lab, *, on_primary: bool) -> None:
+        """Probes in the VLAN reach the guest, on the path that the peer's bridge has learnt last."""
+        await lab.vm.agent.ask("forget")
+        await lab.vm.agent.run(f"ping -c 1 -W 2 {PEER_ADDRESS}")
+        before = (await self.counters(lab))["primary_rx_packets"]
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
+            sender.bind((PEER, 0))
+            for number in range(PROBES):
+                sender.send(tagged_probe(number))
+        await self.assert_received(lab)
+        taken = (await self.counters(lab))["primary_rx_packets"] - before
+        self.assertGreaterEqual(taken, PROBES * on_primary)
+
+    async def test_broadcast_once(self) -> None:
+        """A frame that reaches the guest on both paths is taken once, on either."""
+        async with self.paired() as lab:
+            _, slave = await self.pair(lab)
+            await self.broadcast(lab)
+            dropped = (await self.counters(lab))["standby_rx_group_dropped"]
+            self.assertGreaterEqual(dropped, PROBES)
+            await lab.vm.agent.run(f"ip link set {slave.name} down")
+            await self.broadcast(lab)
+            self.assertLess(
+                (await self.counters(lab))["standby_rx_group_dropped"], dropped + PROBES
+            )
+
+    async def broadcast(self, lab: Lab) -> None:
+        await lab.vm.agent.ask("forget")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            sender.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, PEER.encode())
+            sender.bind((PEER_ADDRESS, 0))
+            for number in range(PROBES):
+                sender.sendto(
+                    bytes(VnetProbe(kind=NUMBERED, seq=number)), ("255.255.255.255", GUEST_PORT)
+                )
+        await self.assert_received(lab)
+
+    async def assert_received(self, lab: Lab) -> None:
+        """The guest has each of the probes, once."""
+        await lab.vm.agent.run(f"ping -c 2 -W 2 {PEER_ADDRESS}")  # behind them on either path
+        received = sorted(int(line.split()[0]) for line in await lab.vm.agent.ask("received"))
+        self.assertEqual(received, list(range(PROBES)))
+
     async def test_path_by_hand(self) -> None:
         """Slave down and up, master down and up: the traffic goes where it can."""
         async with self.paired() as lab:
@@ -144,6 +225,50 @@ class Following(DriverTest):
             await lab.wait_primary()
             await self.wait_active(lab, "primary")
             self.assertEqual((await self.pair(lab))[1].addresses, ())
+
+    async def test_carrier(self) -> None:
+        """The host takes the primary's link away and gives it back, and the same with the standby's."""
+        async with self.paired() as lab:
+            master, _ = await self.pair(lab)
+            await lab.vm.execute("set_link", name=PRIMARY_ID, up=False)
+            await self.wait_active(lab, "standby")
+            await lab.vm.execute("set_link", name=PRIMARY_ID, up=True)
+            await self.wait_active(lab, "primary")
+            await lab.vm.execute("set_link", name=STANDBY_ID, up=False)
+            await lab.vm.agent.run("sleep 2")  # the kernel tells of a lost carrier within a second
+            self.assertTrue((await self.pair(lab))[0].carrier, f"carrier of {master.name}")
+            await self.assert_active(lab, "primary")
+            await lab.vm.execute("set_link", name=STANDBY_ID, up=True)
+            await lab.vm.execute("set_link", name=PRIMARY_ID, up=False)
+            await self.wait_active(lab, "standby")
+
+    async def test_namespace(self) -> None:
+        """In another network namespace the master goes on with its standby; back again it finds its primary."""
+        async with self.paired() as lab:
+            master, slave = await self.pair(lab)
+            run = lab.vm.agent.run
+            await run("unshare -n sleep 600 > /dev/null 2>&1 & echo $! > /tmp/other")
+            await run(f"ip link set {master.name} netns $(cat /tmp/other)")
+            links = await lab.vm.agent.links()
+            self.assertEqual(links[slave.name].master, "")
+            inside = "nsenter -n -t $(cat /tmp/other)"
+            await run(f"{inside} ip address add 192.0.2.2/24 dev {master.name}")
+            await run(f"{inside} ip link set {master.name} up")
+            await run(f"{inside} ping -c 3 -W 2 {PEER_ADDRESS}")
+            await run(f"{inside} ip link set {master.name} netns 1")
+            await run(f"ip address add 192.0.2.2/24 dev {master.name}")
+            await run(f"ip link set {master.name} up")
+            await lab.wait_primary()
+            await self.wait_active(lab, "primary")
+
+    async def test_flapping(self) -> None:
+        """A primary that comes and goes many times leaves a pair that works."""
+        async with self.paired() as lab:
+            _, slave = await self.pair(lab)
+            flap = f"ip link set {slave.name} down && ip link set {slave.name} up"
+            await lab.vm.agent.run(f"for i in $(seq {FLAPS}); do {flap}; done", FLAPS)
+            await lab.wait_primary()
+            await self.wait_active(lab, "primary")
 
     async def test_modules(self) -> None:
         """Each module goes and comes in any order; the one in use says that it is busy."""
