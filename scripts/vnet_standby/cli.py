@@ -90,7 +90,7 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     add(
         "--guest",
         choices=GUEST_KINDS,
-        default=default.guest,
+        default="vnet-standby",
         help="what unites the two NICs in the guest; virtio: no primary, the control (%(default)s)",
     )
     add(
