@@ -606,24 +606,18 @@ static void vs_sync_addresses(struct net_device *primary, struct net_device *dev
 	dev_mc_sync(primary, dev);
 }
 
-/* Let the NIC receive what the master receives. */
+/* Let the NIC receive what the master receives; vs_enslave() adds the addresses. */
 static int vs_copy_filters(struct net_device *dev, struct net_device *nic)
 {
 	int err = vlan_vids_add_by_dev(nic, dev);
 
 	if (err)
 		return err;
-	if (dev->flags & IFF_ALLMULTI) {
+	if (dev->flags & IFF_ALLMULTI)
 		err = dev_set_allmulti(nic, 1);
-		if (err) {
-			vlan_vids_del_by_dev(nic, dev);
-			return err;
-		}
-	}
-	netif_addr_lock_bh(dev);
-	vs_sync_addresses(nic, dev);
-	netif_addr_unlock_bh(dev);
-	return 0;
+	if (err)
+		vlan_vids_del_by_dev(nic, dev);
+	return err;
 }
 
 static void vs_remove_filters(struct net_device *dev, struct net_device *nic)
@@ -665,6 +659,8 @@ static void vs_enslave(struct vs_pair *pair, struct net_device *nic)
 	dev_close(nic);
 	vs_mark(nic);
 	vs_set_mtu(pair, nic, pair->dev->mtu);
+	/* the master may forward, and that is not told to a slave that joins later */
+	dev_disable_lro(nic);
 	err = vs_link(pair, nic);
 	if (err) {
 		netdev_err(pair->dev, "%s can't become the primary (%d)\n", nic->name, err);
@@ -674,6 +670,10 @@ static void vs_enslave(struct vs_pair *pair, struct net_device *nic)
 	if (pair->dev->needed_headroom < nic->needed_headroom)
 		pair->dev->needed_headroom = nic->needed_headroom;
 	rcu_assign_pointer(pair->primary, nic);
+	/* from here on vs_set_rx_mode() follows the addresses, so none is missed in between */
+	netif_addr_lock_bh(pair->dev);
+	vs_sync_addresses(nic, pair->dev);
+	netif_addr_unlock_bh(pair->dev);
 	vs_hook_filter(pair);
 	pair->open = true;
 	pair->open_attempts = VS_OPEN_ATTEMPTS;
