@@ -220,7 +220,7 @@ def _demo(options: argparse.Namespace) -> None:
         ram_mib=options.ram,
         bandwidth_mib_s=options.bandwidth,
     )
-    require(*_jobs(options.qemu))
+    require(*_jobs(options.qemu, options.guest))
     qemu = qemu_under_test(options.qemu, options.qemu_source)
     image = image_under_test(scenario.guest, options.kernel)
     run = options.report or paths.BUILD / "runs" / time.strftime("%Y%m%d-%H%M%S")
@@ -228,7 +228,7 @@ def _demo(options: argparse.Namespace) -> None:
     _show(run, options.json)
 
 
-def _jobs(qemu: str) -> list[str]:
+def _jobs(qemu: str, guest: str) -> list[str]:
     """What a demo has to do for the first time, so that all missing packages are named at once."""
     builds = {"patched": paths.QEMU_PATCHED, "stock": paths.QEMU_STOCK}
     jobs = ["lab"]
@@ -236,6 +236,8 @@ def _jobs(qemu: str) -> list[str]:
         jobs.append("qemu")
     if not paths.GUEST.exists():
         jobs.append("guest")
+    if guest == "vnet-standby" and not (paths.GUEST / "driver").exists():
+        jobs.append("driver")
     return jobs
 
 

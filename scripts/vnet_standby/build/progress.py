@@ -61,7 +61,8 @@ class _Display:
     def __init__(self, title: str) -> None:
         self._title = title
         self._started = time.monotonic()
-        self._tty = sys.stderr.isatty()
+        # a test runner may have put a stream of its own there, which knows no terminal
+        self._tty = hasattr(sys.stderr, "isatty") and sys.stderr.isatty()
         self._said_at = self._started
         self._said_share = 0.0
         self._steps: tuple[int, int] | None = None
