@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """QEMU, built twice from one source with the same flags: as it is (stock) and with the series (patched)."""
 
+import json
 import os
 import shutil
 import sys
@@ -155,6 +156,18 @@ class QemuBuild:
         """Tell whether the configured build knows a target."""
         query = run(["ninja", "-C", self.folder, "-t", "query", target], what="asking ninja")
         return query.returncode == 0
+
+    def changed(self, before: str, after: str) -> list[str]:
+        """Return the files that are new or differ at the second of two commits."""
+        difference = ("diff", "--name-only", "--diff-filter=AM", before, after)
+        return git(*difference, cwd=self.tree, what="listing what a patch changes").splitlines()
+
+    def objects(self, files: Sequence[str]) -> list[str]:
+        """Return ninja's names of the objects that are made from these files of the tree."""
+        self.ninja(["build.ninja"], "reading the build description")
+        commands = json.loads((self.folder / "compile_commands.json").read_text())
+        wanted = {os.path.relpath(self.tree / file, self.folder) for file in files}
+        return sorted({entry["output"] for entry in commands if entry["file"] in wanted})
 
     def _configuration(self) -> str:
         """Return a hash over what decides how the folder is configured."""

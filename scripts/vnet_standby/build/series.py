@@ -47,9 +47,9 @@ QTESTS = (
 def check(source: str | None = None) -> None:
     """Check the series on a source (as for `qemu_source`); the first fault is the error.
 
-    It applies cleanly; checkpatch finds no error but the missing sign-off; every patch compiles, without warnings; the
-    qtests of the touched devices pass at the end. The patches are compiled one after the other in the patched build's
-    own folder, so that what is left there after the last one is the patched QEMU.
+    It applies cleanly; checkpatch finds no error but the missing sign-off; what each patch changes compiles without
+    warnings, and all of QEMU at the end; the qtests of the touched devices pass then. The patches are compiled one
+    after the other in the patched build's own folder, so that what is left there is the patched QEMU.
     """
     refuse_spaces()
     with build_lock(), full_disk_named(BUILD):
@@ -96,27 +96,46 @@ def _check_style(tree: Path, patch: Path) -> None:
 
 
 def _compile_each(build: QemuBuild, series: Series, commits: Sequence[str]) -> None:
-    """Compile at each commit in turn; a warning that comes with a patch is a fault of the patch."""
-    programs = [build.folder / test.target for test in QTESTS]
-    if not (build.binary.exists() and any(program.exists() for program in programs)):
+    """Compile what each patch touches, and all of it at the end; a warning that comes with a patch is its fault.
+
+    A header that everything includes makes each patch that changes it a whole build. So a patch on its own is held to
+    the files that it changes, and only the last one to all that includes them.
+    """
+    if not (build.binary.exists() and _tests(build)):
         # what was never compiled would be compiled with the first patch, and bring the source's own warnings
         build.check_out(commits[0])
         _compile(build, "compiling QEMU before the first patch")
     total = len(series.names)
-    for number, (patch, commit) in enumerate(zip(series.names, commits[1:], strict=True), start=1):
-        build.check_out(commit)
-        warning = _WARNING.search(_compile(build, f"compiling patch {number} of {total}"))
-        if warning:
-            raise VnetStandbyError(f"{patch} brings a compiler warning: {warning[0]}")
+    for number, patch in enumerate(series.names, start=1):
+        build.check_out(commits[number])
+        objects = build.objects(build.changed(commits[number - 1], commits[number]))
+        if objects:
+            said = build.ninja(objects, f"compiling what patch {number} of {total} changes")
+            _refuse_warnings(patch, said)
+    changed = build.changed(commits[0], commits[-1])
+    said = _compile(build, "compiling QEMU with the series")
+    # files that only include what changed may bring the source's own warnings
+    about_changed = [line for line in said.splitlines() if any(name in line for name in changed)]
+    _refuse_warnings("the series", "\n".join(about_changed))
     build.mark_built(series)
+
+
+def _refuse_warnings(patch: str, said: str) -> None:
+    warning = _WARNING.search(said)
+    if warning:
+        raise VnetStandbyError(f"{patch} brings a compiler warning: {warning[0]}")
 
 
 def _compile(build: QemuBuild, title: str) -> str:
     """Compile QEMU and the qtests of the touched devices; return the compiler's output."""
     # QEMU first: a patch that adds a test makes ninja read the build description anew before it knows the target
     said = build.ninja([BINARY], title)
-    tests = [test.target for test in QTESTS if build.has_target(test.target)]
+    tests = _tests(build)
     return said + (build.ninja(tests, f"{title}, its tests") if tests else "")
+
+
+def _tests(build: QemuBuild) -> list[str]:
+    return [test.target for test in QTESTS if build.has_target(test.target)]
 
 
 def _run_qtests(build: QemuBuild) -> None:
