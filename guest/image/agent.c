@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * The lab's agent inside the guest.
+ * The lab's agent inside a guest: the one that migrates, and in a nested lab the hosts, which are guests, too.
  *
  * One process, one poll loop. It records every numbered probe that reaches the guest's UDP socket, answers echo
  * requests, sends a numbered stream of its own, and obeys the lab over a virtio-serial port, line by line:
@@ -10,16 +10,27 @@
  *           TAG ok | TAG error TEXT
  *
  *   hello                        kernel release
+ *   clock                        the guest's clock
  *   links                        one line a netdev: NAME key=value...
  *   counters NETDEV              its driver's counters, as ethtool -S: "COUNTER VALUE"
  *   stream ADDRESS INTERVAL_US   start the numbered stream to ADDRESS (numbers go on from where they were)
  *   silence                      stop it
  *   received, sent               the records: "SEQ GUEST_NS" and "SEQ GUEST_NS ERRNO"
- *   forget                       empty the records, number from 0 again
+ *   observe NETDEV               from now on record every numbered probe that NETDEV, a guest's tap, carries: to the
+ *                                guest going out, from the guest coming in, not the copies that a bridge floods back;
+ *                                asked again, it begins anew
+ *   observed NETDEV              these records: "SEQ to_guest|from_guest GUEST_NS", the kernel's time stamp;
+ *                                "error ..." after them if they are not complete (frames dropped for want of buffer)
+ *   forget                       empty all records, number from 0 again; what is observed stays so
  *   run TEXT                     a shell command; its output, and "error exit N" unless it exits with 0
+ *   spawn NAME TEXT              start a simple shell command that goes on for itself, in a session of its own, its
+ *                                output in /tmp/NAME.log; a NAME is free again when its process has exited
+ *   term NAME, kill NAME         send SIGTERM, SIGKILL to its process group; "! exited" tells when it is over
  *
- * Unasked, it says "! clock GUEST_NS" ten times a second, and "! link NAME key=value..." or "! gone NAME" when the
- * kernel reports a change of a netdev. Times are CLOCK_REALTIME nanoseconds.
+ * Unasked, it says "! clock GUEST_NS" ten times a second, "! link NAME key=value..." or "! gone NAME" when the kernel
+ * reports a change of a netdev, and "! exited NAME status=N pid=PID" when a spawned process has ended: N is what it
+ * exited with, 128 + the signal's number if a signal ended it, 127 if there is no such command. Times are
+ * CLOCK_REALTIME nanoseconds.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -29,13 +40,19 @@
 #include <fcntl.h>
 #include <ifaddrs.h>
 #include <linux/ethtool.h>
+#include <linux/filter.h>
+#include <linux/if_ether.h>
+#include <linux/if_packet.h>
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>
 #include <linux/sockios.h>
 #include <net/if.h>
 #include <netinet/in.h>
+#include <netinet/ip.h>
+#include <netinet/udp.h>
 #include <poll.h>
 #include <signal.h>
+#include <spawn.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -43,6 +60,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/timerfd.h>
 #include <sys/utsname.h>
@@ -57,6 +75,9 @@
 #define PROBE_PAYLOAD 46 /* bytes, as the peer's */
 #define CLOCK_INTERVAL_NS 100000000L
 #define SOCKET_BUFFER (8 << 20) /* bytes: a backlog after the blackout must fit */
+#define OBSERVER_BUFFER (32 << 20) /* bytes: a busy host may leave this process waiting for seconds */
+#define OBSERVERS_MAX 8
+#define NAME_SIZE 32 /* bytes, of the name of a spawned process */
 
 enum probe_kind { NUMBERED = 1, ECHO_REQUEST = 2, ECHO_REPLY = 3 };
 
@@ -86,16 +107,45 @@ struct text {
 	size_t used, room;
 };
 
+/* A numbered probe that an observed netdev carried the way its stream goes. */
+struct passing {
+	uint64_t t_ns;
+	uint32_t seq;
+	bool to_guest;
+};
+
+struct observer {
+	char netdev[IFNAMSIZ];
+	int socket; /* -1 once a read has failed for good */
+	int error; /* errno of a read that failed for good */
+	unsigned long dropped;
+	struct passing *at;
+	size_t used, room;
+};
+
+struct process {
+	pid_t pid;
+	char name[NAME_SIZE];
+};
+
 static struct log received, sent;
+static struct observer observers[OBSERVERS_MAX];
+static size_t observer_count;
+static struct {
+	struct process *at;
+	size_t used, room;
+} spawned;
 static struct text output; /* waits for the lab to read */
 static int port = -1;
 static bool host_listens; /* poll() would report POLLHUP again and again while the lab is away */
-static int udp, link_events, clock_timer, stream_timer;
+static int udp, link_events, clock_timer, stream_timer, child_events;
 static struct sockaddr_in stream_to;
 static uint32_t next_seq;
 
 static struct {
 	pid_t pid;
+	bool exited;
+	int status; /* as wait() tells it, once it has exited */
 	int pipe;
 	char tag[32];
 	struct text line;
@@ -146,19 +196,18 @@ static uint64_t now_ns(void)
 
 static void __attribute__((format(printf, 1, 2))) say(const char *format, ...)
 {
-	char line[1024];
 	va_list args;
+	char *line;
 	int length;
 
 	va_start(args, format);
-	length = vsnprintf(line, sizeof(line), format, args);
+	length = vasprintf(&line, format, args);
 	va_end(args);
 	if (length < 0)
-		die("vsnprintf");
-	if ((size_t)length >= sizeof(line))
-		length = sizeof(line) - 1;
+		die("vasprintf");
 	text_append(&output, line, length);
 	text_append(&output, "\n", 1);
+	free(line);
 }
 
 /* Whether all is written: the lab may not read while the VM moves, the rest then waits for the next call. */
@@ -436,6 +485,190 @@ static void start_stream(const char *tag, const char *arguments)
 	say("%s ok", tag);
 }
 
+/* "ip and udp and not a later fragment and dst port 47000 or 47001"; jumps count instructions to skip. */
+static struct sock_filter probe_filter[] = {
+	BPF_STMT(BPF_LD | BPF_H | BPF_ABS, 12), /* ethertype */
+	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, ETH_P_IP, 0, 9),
+	BPF_STMT(BPF_LD | BPF_B | BPF_ABS, 23), /* protocol */
+	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, IPPROTO_UDP, 0, 7),
+	BPF_STMT(BPF_LD | BPF_H | BPF_ABS, 20), /* fragment field */
+	BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, IP_OFFMASK, 5, 0),
+	BPF_STMT(BPF_LDX | BPF_B | BPF_MSH, 14), /* x = length of the IPv4 header */
+	BPF_STMT(BPF_LD | BPF_H | BPF_IND, 16), /* destination port */
+	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, PEER_UDP_PORT, 1, 0),
+	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, GUEST_UDP_PORT, 0, 1),
+	BPF_STMT(BPF_RET | BPF_K, UINT16_MAX),
+	BPF_STMT(BPF_RET | BPF_K, 0),
+};
+
+/* A socket that gets what the netdev carries in either direction; -1 and errno if there is no such netdev. */
+static int open_observer(const char *netdev)
+{
+	struct sock_fprog program = {
+		.len = sizeof(probe_filter) / sizeof(probe_filter[0]), .filter = probe_filter,
+	};
+	struct sockaddr_ll here = { .sll_family = AF_PACKET, .sll_protocol = htons(ETH_P_ALL) };
+	int size = OBSERVER_BUFFER, on = 1, fd, reason;
+
+	here.sll_ifindex = if_nametoindex(netdev);
+	if (!here.sll_ifindex)
+		return -1;
+	/* protocol 0: nothing is queued until bind(), when filter and time stamps are in place */
+	fd = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		return -1;
+	if (setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &size, sizeof(size)) < 0 ||
+	    setsockopt(fd, SOL_SOCKET, SO_TIMESTAMPNS, &on, sizeof(on)) < 0 ||
+	    setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof(program)) < 0 ||
+	    bind(fd, (struct sockaddr *)&here, sizeof(here)) < 0) {
+		reason = errno;
+		close(fd);
+		errno = reason;
+		return -1;
+	}
+	return fd;
+}
+
+/* Note a frame that passed the filter, if it is a numbered probe on its way; `out`: the netdev sends it. */
+static void note_passing(struct observer *observer, const char *frame, size_t length, bool out, uint64_t t_ns)
+{
+	size_t udp_at = ETH_HLEN + (frame[ETH_HLEN] & 0x0f) * 4;
+	struct udphdr header;
+	struct probe probe;
+	bool to_guest;
+
+	if (length < udp_at + sizeof(header) + sizeof(probe))
+		return;
+	memcpy(&header, frame + udp_at, sizeof(header));
+	memcpy(&probe, frame + udp_at + sizeof(header), sizeof(probe));
+	to_guest = ntohs(header.dest) == GUEST_UDP_PORT;
+	/*
+	 * A PF that is a bridge's port is promiscuous and gets copies of what its VFs send. The bridge may flood these
+	 * to the tap, which does not make them the standby's.
+	 */
+	if (ntohl(probe.magic) != PROBE_MAGIC || probe.kind != NUMBERED || to_guest != out)
+		return;
+	observer->at = grow(observer->at, &observer->room, observer->used + 1, sizeof(*observer->at));
+	observer->at[observer->used++] = (struct passing){
+		.t_ns = t_ns,
+		.seq = ntohl(probe.seq),
+		.to_guest = to_guest,
+	};
+}
+
+static void read_observer(struct observer *observer)
+{
+	static char frame[2048], control[256];
+	struct iovec iov = { .iov_base = frame, .iov_len = sizeof(frame) };
+	struct sockaddr_ll from;
+	ssize_t length;
+
+	while (observer->socket >= 0) {
+		struct msghdr message = {
+			.msg_name = &from, .msg_namelen = sizeof(from), .msg_iov = &iov, .msg_iovlen = 1,
+			.msg_control = control, .msg_controllen = sizeof(control),
+		};
+
+		length = recvmsg(observer->socket, &message, MSG_DONTWAIT);
+		if (length >= 0) {
+			note_passing(observer, frame, length, from.sll_pkttype == PACKET_OUTGOING,
+				     receive_time(&message));
+		} else if (errno == EAGAIN) {
+			return;
+		} else if (errno != ENETDOWN) { /* told once when the netdev goes down; "! link" tells it, too */
+			observer->error = errno;
+			close(observer->socket);
+			observer->socket = -1;
+		}
+	}
+}
+
+/* What the kernel still has, and what it had to drop; asking for that resets the kernel's counter. */
+static void settle_observer(struct observer *observer)
+{
+	struct tpacket_stats stats;
+	socklen_t size = sizeof(stats);
+
+	read_observer(observer);
+	if (observer->socket < 0)
+		return;
+	if (getsockopt(observer->socket, SOL_PACKET, PACKET_STATISTICS, &stats, &size) < 0)
+		observer->error = errno;
+	else
+		observer->dropped += stats.tp_drops;
+}
+
+static struct observer *observer_of(const char *netdev)
+{
+	struct observer *observer;
+
+	for (observer = observers; observer < observers + observer_count; observer++)
+		if (!strcmp(observer->netdev, netdev))
+			return observer;
+	return NULL;
+}
+
+static void observe(const char *tag, const char *netdev)
+{
+	struct observer *observer = observer_of(netdev);
+	int fd = -1;
+
+	if (!observer && observer_count == OBSERVERS_MAX) {
+		say("%s error %d netdevs are observed already, no more can be", tag, OBSERVERS_MAX);
+		return;
+	}
+	fd = open_observer(netdev);
+	if (fd < 0) {
+		say("%s error cannot observe %s: %s", tag, netdev, strerror(errno));
+		return;
+	}
+	if (!observer) {
+		observer = &observers[observer_count++];
+		snprintf(observer->netdev, sizeof(observer->netdev), "%s", netdev);
+	} else if (observer->socket >= 0) {
+		close(observer->socket);
+	}
+	observer->socket = fd;
+	observer->used = observer->dropped = observer->error = 0;
+	say("%s ok", tag);
+}
+
+static void dump_observed(const char *tag, const char *netdev)
+{
+	struct observer *observer = observer_of(netdev);
+	const struct passing *passing;
+
+	if (!observer) {
+		say("%s error %s is not observed", tag, netdev);
+		return;
+	}
+	settle_observer(observer);
+	for (passing = observer->at; passing < observer->at + observer->used; passing++)
+		say("%s = %u %s %llu", tag, passing->seq, passing->to_guest ? "to_guest" : "from_guest",
+		    (unsigned long long)passing->t_ns);
+	if (observer->error)
+		say("%s error observing %s ended: %s", tag, netdev, strerror(observer->error));
+	else if (observer->dropped)
+		say("%s error the kernel dropped %lu frames of %s before they were recorded", tag,
+		    observer->dropped, netdev);
+	else
+		say("%s ok", tag);
+}
+
+static void forget(void)
+{
+	struct observer *observer;
+
+	received.used = sent.used = 0;
+	next_seq = 0;
+	for (observer = observers; observer < observers + observer_count; observer++) {
+		settle_observer(observer);
+		observer->used = observer->dropped = 0;
+		if (observer->socket >= 0)
+			observer->error = 0;
+	}
+}
+
 static void dump(const char *tag, const struct log *log, bool with_error)
 {
 	const struct record *record;
@@ -450,9 +683,143 @@ static void dump(const char *tag, const struct log *log, bool with_error)
 	say("%s ok", tag);
 }
 
+/*
+ * Start a shell command with its output (both streams) going where `log` says or, without that, to `fd`. It does not
+ * inherit how this process treats signals. Returns 0 or an errno; then the shell did not start.
+ */
+static int start_shell(pid_t *pid, const char *command, const char *log, int fd, short flags)
+{
+	char *argv[] = { "sh", "-c", (char *)command, NULL };
+	posix_spawn_file_actions_t files;
+	posix_spawnattr_t attributes;
+	sigset_t none, defaults;
+	int error;
+
+	sigemptyset(&none);
+	sigemptyset(&defaults);
+	sigaddset(&defaults, SIGPIPE);
+	posix_spawnattr_init(&attributes);
+	posix_spawnattr_setflags(&attributes, flags | POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
+	posix_spawnattr_setsigmask(&attributes, &none);
+	posix_spawnattr_setsigdefault(&attributes, &defaults);
+	posix_spawn_file_actions_init(&files);
+	posix_spawn_file_actions_addopen(&files, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
+	if (log)
+		posix_spawn_file_actions_addopen(&files, STDOUT_FILENO, log, O_WRONLY | O_CREAT | O_TRUNC,
+						 0644);
+	else
+		posix_spawn_file_actions_adddup2(&files, fd, STDOUT_FILENO);
+	posix_spawn_file_actions_adddup2(&files, STDOUT_FILENO, STDERR_FILENO);
+	error = posix_spawn(pid, "/bin/sh", &files, &attributes, argv, environ);
+	posix_spawn_file_actions_destroy(&files);
+	posix_spawnattr_destroy(&attributes);
+	return error;
+}
+
+static struct process *process_called(const char *name)
+{
+	struct process *process;
+
+	for (process = spawned.at; process < spawned.at + spawned.used; process++)
+		if (!strcmp(process->name, name))
+			return process;
+	return NULL;
+}
+
+static void spawn_process(const char *tag, const char *arguments)
+{
+	size_t length = strspn(arguments, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_");
+	struct process process = { 0 };
+	char log[NAME_SIZE + 16], *command;
+	int error;
+
+	if (length == 0 || length >= NAME_SIZE || arguments[length] != ' ' || !arguments[length + 1]) {
+		say("%s error spawn wants a name of up to %d letters, digits, - and _, and a command", tag,
+		    NAME_SIZE - 1);
+		return;
+	}
+	memcpy(process.name, arguments, length);
+	if (process_called(process.name)) {
+		say("%s error %s is running already", tag, process.name);
+		return;
+	}
+	snprintf(log, sizeof(log), "/tmp/%s.log", process.name);
+	/* exec: the process that is signalled and waited for is the command, not a shell around it */
+	if (asprintf(&command, "exec %s", arguments + length + 1) < 0)
+		die("asprintf");
+	error = start_shell(&process.pid, command, log, -1, POSIX_SPAWN_SETSID);
+	free(command);
+	if (error) {
+		say("%s error cannot start %s: %s", tag, process.name, strerror(error));
+		return;
+	}
+	spawned.at = grow(spawned.at, &spawned.room, spawned.used + 1, sizeof(*spawned.at));
+	spawned.at[spawned.used++] = process;
+	say("%s ok", tag);
+}
+
+static void signal_process(const char *tag, const char *name, int signal_number)
+{
+	struct process *process = process_called(name);
+
+	if (!process)
+		say("%s error no spawned process is called %s", tag, name);
+	else if (kill(-process->pid, signal_number) < 0)
+		say("%s error cannot signal %s: %s", tag, name, strerror(errno));
+	else
+		say("%s ok", tag);
+}
+
+static void report_exit(pid_t pid, int status)
+{
+	struct process *process;
+
+	for (process = spawned.at; process < spawned.at + spawned.used; process++) {
+		if (process->pid != pid)
+			continue;
+		/* with its pid no two such lines are alike: the lab takes a repetition for the same change */
+		say("! exited %s status=%d pid=%d", process->name,
+		    WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), pid);
+		*process = spawned.at[--spawned.used];
+		return;
+	}
+	/* else an orphan: as the first process this one inherits them all */
+}
+
+static void reap(void)
+{
+	struct signalfd_siginfo news;
+	pid_t pid;
+	int status;
+
+	/* signals that come close together are merged: it is waitpid() that knows */
+	while (read(child_events, &news, sizeof(news)) > 0)
+		;
+	while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
+		if (pid == job.pid && !job.exited) {
+			job.exited = true;
+			job.status = status;
+		} else {
+			report_exit(pid, status);
+		}
+	}
+}
+
+static void watch_children(void)
+{
+	sigset_t children;
+
+	sigemptyset(&children);
+	sigaddset(&children, SIGCHLD);
+	sigprocmask(SIG_BLOCK, &children, NULL);
+	child_events = signalfd(-1, &children, SFD_CLOEXEC | SFD_NONBLOCK);
+	if (child_events < 0)
+		die("signalfd");
+}
+
 static void start_job(const char *tag, const char *command)
 {
-	int ends[2];
+	int ends[2], error;
 
 	if (job.pid > 0) {
 		say("%s error another command is running", tag);
@@ -460,36 +827,33 @@ static void start_job(const char *tag, const char *command)
 	}
 	if (pipe2(ends, O_CLOEXEC) < 0)
 		die("pipe2");
-	job.pid = fork();
-	if (job.pid < 0)
-		die("fork");
-	if (job.pid == 0) {
-		dup2(ends[1], STDOUT_FILENO);
-		dup2(ends[1], STDERR_FILENO);
-		execl("/bin/sh", "sh", "-c", command, NULL);
-		_exit(127);
-	}
+	error = start_shell(&job.pid, command, NULL, ends[1], 0);
 	close(ends[1]);
+	if (error) {
+		close(ends[0]);
+		job.pid = 0;
+		say("%s error cannot start a shell: %s", tag, strerror(error));
+		return;
+	}
 	job.pipe = ends[0];
+	job.exited = false;
 	job.line.used = 0;
 	snprintf(job.tag, sizeof(job.tag), "%s", tag);
 }
 
 static void end_job(void)
 {
-	int status;
-
 	close(job.pipe);
 	job.pipe = -1;
-	if (waitpid(job.pid, &status, 0) < 0)
+	if (!job.exited && waitpid(job.pid, &job.status, 0) < 0)
 		die("waitpid");
 	job.pid = 0;
-	if (WIFEXITED(status) && WEXITSTATUS(status) == 0)
+	if (WIFEXITED(job.status) && WEXITSTATUS(job.status) == 0)
 		say("%s ok", job.tag);
-	else if (WIFEXITED(status))
-		say("%s error exit %d", job.tag, WEXITSTATUS(status));
+	else if (WIFEXITED(job.status))
+		say("%s error exit %d", job.tag, WEXITSTATUS(job.status));
 	else
-		say("%s error signal %d", job.tag, WTERMSIG(status));
+		say("%s error signal %d", job.tag, WTERMSIG(job.status));
 }
 
 static void read_job(void)
@@ -524,6 +888,9 @@ static void obey(char *line)
 		uname(&kernel);
 		say("%s = %s", tag, kernel.release);
 		say("%s ok", tag);
+	} else if (!strcmp(command, "clock")) {
+		say("%s = %llu", tag, (unsigned long long)now_ns());
+		say("%s ok", tag);
 	} else if (!strcmp(command, "links")) {
 		list_links(tag);
 	} else if (!strcmp(command, "counters")) {
@@ -537,12 +904,21 @@ static void obey(char *line)
 		dump(tag, &received, false);
 	} else if (!strcmp(command, "sent")) {
 		dump(tag, &sent, true);
+	} else if (!strcmp(command, "observe")) {
+		observe(tag, arguments);
+	} else if (!strcmp(command, "observed")) {
+		dump_observed(tag, arguments);
 	} else if (!strcmp(command, "forget")) {
-		received.used = sent.used = 0;
-		next_seq = 0;
+		forget();
 		say("%s ok", tag);
 	} else if (!strcmp(command, "run")) {
 		start_job(tag, arguments);
+	} else if (!strcmp(command, "spawn")) {
+		spawn_process(tag, arguments);
+	} else if (!strcmp(command, "term")) {
+		signal_process(tag, arguments, SIGTERM);
+	} else if (!strcmp(command, "kill")) {
+		signal_process(tag, arguments, SIGKILL);
 	} else {
 		say("%s error unknown command %s", tag, command);
 	}
@@ -611,10 +987,12 @@ static void open_sockets(void)
 
 int main(void)
 {
-	enum { UDP, LINKS, CLOCK, STREAM, PORT, JOB, FDS };
+	enum { UDP, LINKS, CLOCK, STREAM, PORT, JOB, CHILDREN, OBSERVERS };
 	uint64_t expirations;
+	size_t i;
 
 	signal(SIGPIPE, SIG_IGN);
+	watch_children();
 	open_sockets();
 	clock_timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
 	stream_timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
@@ -625,23 +1003,32 @@ int main(void)
 	fflush(stdout);
 
 	for (;;) {
-		struct pollfd fds[FDS] = {
+		struct pollfd fds[OBSERVERS + OBSERVERS_MAX] = {
 			[UDP] = { udp, POLLIN, 0 },
 			[LINKS] = { link_events, POLLIN, 0 },
 			[CLOCK] = { clock_timer, POLLIN, 0 },
 			[STREAM] = { stream_timer, POLLIN, 0 },
 			[PORT] = { host_listens ? port : -1, POLLIN, 0 },
 			[JOB] = { job.pipe, POLLIN, 0 },
+			[CHILDREN] = { child_events, POLLIN, 0 },
 		};
+		size_t observed = observer_count; /* a command may add one */
 
-		if (poll(fds, FDS, -1) < 0)
+		for (i = 0; i < observed; i++)
+			fds[OBSERVERS + i] = (struct pollfd){ observers[i].socket, POLLIN, 0 };
+		if (poll(fds, OBSERVERS + observed, -1) < 0)
 			die("poll");
 		if (fds[UDP].revents)
 			read_probes();
+		for (i = 0; i < observed; i++)
+			if (fds[OBSERVERS + i].revents)
+				read_observer(&observers[i]);
 		if (fds[STREAM].revents)
 			send_probe();
 		if (fds[LINKS].revents)
 			read_link_events();
+		if (fds[CHILDREN].revents)
+			reap();
 		if (fds[JOB].revents)
 			read_job();
 		if (fds[PORT].revents & POLLIN)

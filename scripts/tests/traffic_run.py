@@ -31,6 +31,9 @@ PORTS = {
     "b-standby": "standby",
     "b-primary": "primary",
 }
+NESTED_PORTS = {"a-uplink": "uplink", "b-uplink": "uplink"}
+HOST_AHEAD_NS = 7_000_000_000
+"""How far an emulated host's own clock is ahead."""
 BRIDGE_S = 20e-6
 """What a frame needs from the peer to a port or back."""
 NIC_S = 300e-6
@@ -74,6 +77,10 @@ class Run:
     received: list[tuple[int, int]] = field(default_factory=list)
     sent: list[tuple[int, int, int]] = field(default_factory=list)
     dropped: dict[str, int] = field(default_factory=dict)
+    taps: dict[str, list[tuple[int, str, int]]] = field(default_factory=dict)
+    """What the standbys' taps in emulated hosts carried; a host that is not in it is none."""
+    more: dict[str, Any] = field(default_factory=dict)
+    """What else is in run.json."""
 
     def event(self, t: float, who: str, name: str, **data: Any) -> None:
         """Note an event; underscores in the names of data become dashes."""
@@ -129,7 +136,7 @@ class Run:
             self._saw("peer", OUTBOUND, t, _to_guest(seq))
             here = way(t)
             for port in here.ports:
-                self._saw(port, OUTBOUND, t + BRIDGE_S, _to_guest(seq))
+                self._carried(port, OUTBOUND, t + BRIDGE_S, seq)
             if here.arrives:
                 arrivals += [(self._running(t + BRIDGE_S + here.delay), seq)] * here.copies
         for t, seq in sorted(arrivals):
@@ -144,7 +151,7 @@ class Run:
             here = way(t)
             self.sent.append((seq, self.guest_ns(t), here.errno))
             for port in here.ports:
-                self._saw(port, INBOUND, t + here.delay, _from_guest(seq))
+                self._carried(port, INBOUND, t + here.delay, seq)
             if here.arrives:
                 for _ in range(here.copies):
                     self._saw("peer", INBOUND, t + here.delay + BRIDGE_S, _from_guest(seq))
@@ -158,6 +165,7 @@ class Run:
             "traffic": self.traffic,
             "guest": self.guest,
             "ports": self.ports,
+            **self.more,
         }
         (self.folder / "run.json").write_text(json.dumps(about))
         self.events.sort(key=lambda event: float(event["t"]))
@@ -174,6 +182,8 @@ class Run:
             for name, count in kept.items()
         }
         (self.folder / "capture.json").write_text(json.dumps(counts))
+        for host, rows in self.taps.items():
+            _csv(self.folder / f"{host}-tap.csv", "seq,direction,host_ns", rows)
         _csv(self.folder / "guest-received.csv", "seq,guest_ns", self.received)
         _csv(self.folder / "guest-sent.csv", "seq,guest_ns,errno", self.sent)
         _csv(self.folder / "guest-clock.csv", "host_ns,guest_ns", self._clock_samples())
@@ -185,6 +195,18 @@ class Run:
 
     def _slots(self, start: float, end: float) -> list[float]:
         return [start + number / self.rate for number in range(round((end - start) * self.rate))]
+
+    def _carried(self, port: str, direction: int, t: float, seq: int) -> None:
+        """A port carries a probe; in an emulated host only its tap, called HOST-tap where the frame gets no further."""
+        to_guest = direction == OUTBOUND
+        host, _, name = port.partition("-")
+        if host in self.taps and name in {"standby", "tap"}:
+            way = "to_guest" if to_guest else "from_guest"
+            self.taps[host].append((seq, way, EPOCH_NS + HOST_AHEAD_NS + round(t * 1e9)))
+        if name == "tap":
+            return
+        wire = port if port in self.ports else f"{host}-uplink"
+        self._saw(wire, direction, t, (_to_guest if to_guest else _from_guest)(seq))
 
     def _saw(self, interface: str, direction: int, t: float, frame: bytes) -> None:
         self.frames.append((EPOCH_NS + round(t * 1e9), SniffedFrame(frame, interface, direction)))
@@ -200,6 +222,19 @@ class Run:
                 host_ns = EPOCH_NS + round(t * 1e9) + late.randrange(400_000, 2_000_000)
                 samples.append((host_ns, self.guest_ns(t)))
         return samples
+
+
+def nested(folder: Path, guest: str = "net-failover", traffic: str = "both", **more: Any) -> Run:
+    """A run on emulated hosts: their PFs' wires are captured, and their standbys' taps."""
+    clocks = {"a": {"error_ms": 0.31}, "b": {"error_ms": 0.45}}
+    return Run(
+        folder,
+        guest=guest,
+        traffic=traffic,
+        ports=dict(NESTED_PORTS),
+        taps={"a": [], "b": []},
+        more={"topology": "nested", "primary": "vf", "clocks": clocks, **more},
+    )
 
 
 _OUT = Template("02:00:00:00:00:01", "02:00:00:00:00:02")
@@ -220,5 +255,5 @@ def _from_guest(seq: int) -> bytes:
     return _BACK[:50] + seq.to_bytes(4, "big") + _BACK[54:]
 
 
-def _csv(path: Path, header: str, rows: Iterable[tuple[int, ...]]) -> None:
+def _csv(path: Path, header: str, rows: Iterable[tuple[int | str, ...]]) -> None:
     path.write_text("\n".join([header, *(",".join(map(str, row)) for row in rows)]) + "\n")

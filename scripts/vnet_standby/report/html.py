@@ -11,6 +11,7 @@ from vnet_standby.report.story import (
     Event,
     LossGroup,
     Story,
+    aligned,
     count,
     settled,
     warnings,
@@ -86,6 +87,9 @@ def _tiles(story: Story) -> Iterable[tuple[str, str, str]]:
         yield "downtime", _ms(migration.downtime_ms), "as QEMU reports it"
     yield "on the standby", f"{verdict.time_on_standby_s:.2f} s", "of the run"
     yield "noise floor", f"{verdict.noise_floor_ms:.2f} ms", "before the migration"
+    if story.host_clocks:
+        hosts = ", ".join(story.host_clocks)
+        yield "host clocks", f"{max(story.host_clocks.values()):.2f} ms", f"{hosts} aligned within"
 
 
 def _warnings(main: ET.Element, verdict: Verdict) -> None:
@@ -108,6 +112,11 @@ def _overview(main: ET.Element, story: Story) -> None:
         "full height is every probe. What came by and was lost all the same stands out in the "
         "colour of loss. Rest the pointer on a mark to read what it is."
     )
+    if story.nested:
+        text += (
+            " A host's uplink carries both datapaths: what the standby's tap in the host carried, too, "
+            "went by HOST-standby; the rest is taken for the VF's, HOST-primary."
+        )
     node(figure, "figcaption", text)
 
 
@@ -183,6 +192,8 @@ def _close_ups(main: ET.Element, story: Story) -> None:
     if story.verdict.clock_error_ms is not None:
         error = f"{story.verdict.clock_error_ms:.2f} ms"
         text += f" Times taken in the guest may be up to {error} late."
+    if story.host_clocks:
+        text += f" Clocks of hosts {aligned(story.host_clocks)}: so are their events."
     node(section, "p", text, class_="note")
     shown = switches[:_CLOSE_UPS]
     for switch in shown:
@@ -216,7 +227,7 @@ def _loss(group: LossGroup, story: Story) -> tuple[str, ...]:
         f"{group.runs:,}",
         f"{story.at(group.start):+.3f}",
         f"{story.at(group.end):+.3f}",
-        group.last_seen,
+        story.shown(group.last_seen),
         group.cause,
     )
 
@@ -241,6 +252,10 @@ def _ground(main: ET.Element, run: Mapping[str, Any]) -> None:
     for host, command in run.get("commands", {}).items():
         fold = node(section, "details")
         node(fold, "summary", f"QEMU's command line on host {host}")
+        node(node(fold, "pre"), "code", command)
+    for host, command in run.get("host_commands", {}).items():
+        fold = node(section, "details")
+        node(fold, "summary", f"The command line of host {host} itself, an emulated machine")
         node(node(fold, "pre"), "code", command)
 
 

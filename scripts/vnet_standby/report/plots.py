@@ -94,7 +94,8 @@ class _Overview:
             seen = _bins(self.story, direction)
             for port in self.story.ports:
                 if port in seen:
-                    yield _Row(port, 26, self._density(seen[port], port), "", direction)
+                    density = self._density(seen[port], port)
+                    yield _Row(self.story.shown(port), 26, density, "", direction)
             yield _Row("lost", 16, self._lost(direction), "", direction)
 
     def _grid(self, plot: ET.Element, bottom: float) -> None:
@@ -171,7 +172,8 @@ class _Overview:
                 segment = segments[first]
                 role = self.story.role(segment.port)
                 svg.hint(svg.bar(plot, x, (top, bottom), role), self._carried(segments[first:end]))
-                _inside(plot, x, bottom, segment.port, room=x[1], look=f"inside on-{role}")
+                name = self.story.shown(segment.port)
+                _inside(plot, x, bottom, name, room=x[1], look=f"inside on-{role}")
 
         return draw
 
@@ -179,7 +181,8 @@ class _Overview:
         first, last = self.story.at(segments[0].first), self.story.at(segments[-1].last)
         changes = f", {len(segments) - 1} changes between" if len(segments) > 1 else ""
         probes = count(sum(s.probes for s in segments), "probe")
-        return f"{segments[0].port}: {probes}, {first:+.3f} to {last:+.3f} s{changes}"
+        name = self.story.shown(segments[0].port)
+        return f"{name}: {probes}, {first:+.3f} to {last:+.3f} s{changes}"
 
     def _density(self, seen: "_Bins", port: str) -> Callable[[ET.Element, float, float], None]:
         def draw(plot: ET.Element, top: float, bottom: float) -> None:
@@ -192,7 +195,7 @@ class _Overview:
                 svg.skyline(plot, heights, (_LEFT, _RIGHT), bottom, look)
             svg.hint(
                 svg.bar(plot, (_LEFT, _RIGHT), (top, bottom), "hover"),
-                f"{port} ({self.story.role(port)}): saw {count(sum(seen.delivered), 'probe')} "
+                f"{self.story.shown(port)} ({self.story.role(port)}): saw {count(sum(seen.delivered), 'probe')} "
                 f"that arrived and {sum(seen.lost):,} that were lost",
             )
 
@@ -322,7 +325,7 @@ def _why(story: Story, losses: Sequence[LossRun]) -> str:
     more = f" (and {count(len(losses) - 1, 'further run')})" if len(losses) > 1 else ""
     return (
         f"{probes} lost from {story.at(first.start):+.3f} to {story.at(losses[-1].end):+.3f} s, "
-        f"last seen at {first.last_seen}: {first.cause}{more}"
+        f"last seen at {story.shown(first.last_seen)}: {first.cause}{more}"
     )
 
 
@@ -444,7 +447,7 @@ class _CloseUp:
         return _Spot(x, self.y(_delay(point)), look, point)
 
     def _probe(self, point: Point, number: int, losses: Sequence[LossRun]) -> str:
-        ports = ", ".join(point.ports) or "no port"
+        ports = ", ".join(map(self.story.shown, point.ports)) or "no port"
         more = f" (and {number - 1} more)" if number > 1 else ""
         told = f"probe {point.seq}{more}, sent {self.story.at(point.sent):+.4f} s, {ports}"
         if point.arrived is not None:

@@ -16,6 +16,9 @@ The keys up to `events` are fixed; what follows them may grow:
     the last one that completed, else the last one tried; null figures if there was none.
 `migrations`
     all of them, in order.
+`topology`
+    "flat", or "nested" where the hosts are emulated machines. A nested run has `clocks`, too: by host,
+    `error_ms`, how far its events' times may be off.
 `losses`
     runs of lost probes in order of time; `start` and `end` are host times (s) like in `events`.
 
@@ -59,12 +62,23 @@ def result(verdict: Verdict, run: Mapping[str, Any]) -> dict[str, Any]:
         ],
         "losses": [_loss(loss) for loss in sorted(verdict.losses, key=_order)],
         "warnings": warnings(verdict),
+        **_topology(run),
     }
 
 
 def result_json(verdict: Verdict, run: Mapping[str, Any]) -> str:
     """Return `result` as text: the same run yields the same bytes."""
     return json.dumps(result(verdict, run), indent=2, allow_nan=False) + "\n"
+
+
+def _topology(run: Mapping[str, Any]) -> dict[str, Any]:
+    topology = run.get("topology", "flat")
+    if topology == "flat":
+        return {"topology": topology}
+    clocks = {
+        host: {"error_ms": _ms(clock["error_ms"])} for host, clock in run.get("clocks", {}).items()
+    }
+    return {"topology": topology, "clocks": clocks}
 
 
 def _per_direction(verdict: Verdict, figure: str) -> dict[str, int]:

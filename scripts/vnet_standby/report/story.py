@@ -42,6 +42,7 @@ _MILESTONES = {"STOP", "RESUME", "MIGRATION"}
 _NEARBY_S = 1.0
 _LINK = ("name", "driver", "master", "carrier", "operstate")
 _SPANNING = {"migrate", "migrated", "MIGRATION"}
+_ENDS = ("from", "to")
 _FINAL_STATUS = {"completed", "failed", "cancelled"}
 
 
@@ -130,15 +131,39 @@ class Story:
         told = {
             "guest": "{} guest",
             "primary": "primary {}",
+            "destination_primary": "{} on the destination",
             "hotplug": "{} hotplug",
             "rate_hz": "{} probes/s",
             "traffic": "traffic {}",
             "ram_mib": "{} MiB of RAM",
             "accelerator": "accelerator {}",
         }
-        if "primary" not in self.run.get("ports", {}).values():
-            told = {key: form for key, form in told.items() if key not in {"primary", "hotplug"}}
-        return [form.format(self.run[key]) for key, form in told.items() if key in self.run]
+        left_out = set() if "primary" in self.roles.values() else {"primary", "hotplug"}
+        if not self.nested or self.run.get("destination_primary") in {"same", None} or left_out:
+            left_out.add("destination_primary")
+        phrases = [
+            form.format(self.run[key])
+            for key, form in told.items()
+            if key in self.run and key not in left_out
+        ]
+        return ["nested hosts", *phrases] if self.nested else phrases
+
+    @property
+    def nested(self) -> bool:
+        """Whether the hosts are emulated ones."""
+        return self.run.get("topology") == "nested"
+
+    @cached_property
+    def host_clocks(self) -> dict[str, float]:
+        """By how much each emulated host's clock may be off the lab's (ms)."""
+        clocks: Mapping[str, Any] = self.run.get("clocks", {}) if self.nested else {}
+        return {host: float(clock["error_ms"]) for host, clock in clocks.items()}
+
+    @cached_property
+    def roles(self) -> Mapping[str, str]:
+        """What each port carries, as the judge or else the lab names them."""
+        roles: Mapping[str, str] = self.verdict.ports or self.run.get("ports", {})
+        return roles
 
     @cached_property
     def directions(self) -> tuple[Direction, ...]:
@@ -168,16 +193,21 @@ class Story:
 
     @cached_property
     def ports(self) -> tuple[str, ...]:
-        """The bridge ports of the run, as the lab names them."""
-        named = self.run.get("ports")
-        if named:
-            return tuple(named)
+        """The ports of the run, by name."""
+        if self.roles:
+            return tuple(self.roles)
         return tuple(sorted({port for p in self.verdict.points for port in p.ports} - {"peer"}))
 
     def role(self, port: str) -> str:
         """Return "primary" or "standby" for a port of either, "other" for any other place."""
-        role = str(self.run.get("ports", {}).get(port, "other"))
+        role = self.roles.get(port, "other")
         return role if role in {"primary", "standby"} else "other"
+
+    def shown(self, port: str) -> str:
+        """Return a port's name as the report shows it: of a primary in an emulated host, with what it is."""
+        if not self.nested or self.role(port) != "primary":
+            return printable(port)
+        return f"{printable(port)} ({'NIC' if port in self.run.get('ports', {}) else 'VF'})"
 
     @cached_property
     def segments(self) -> dict[Direction, list[Segment]]:
@@ -243,6 +273,8 @@ class Story:
         stretches: list[tuple[float, float, str]] = []
         host, since, runs = self._first_host, self.span[0], True
         for event in self.events:
+            if event["who"] not in self._hosts:  # an emulated host's own QEMU
+                continue
             who, time = str(event["who"]), float(event["t"])
             stops = event["event"] == "STOP" and who == host
             moves = event["event"] == "RESUME" and who != host
@@ -252,6 +284,12 @@ class Story:
             if event["event"] == "RESUME" and not runs:
                 host, since, runs = who, time, True
         return [*stretches, (since, self.span[1], host)] if runs else stretches
+
+    @cached_property
+    def _hosts(self) -> set[str]:
+        """The hosts that the VM can run on."""
+        ends = {_data(e).get(end) for e in self.events if e["event"] == "migrate" for end in _ENDS}
+        return {port.partition("-")[0] for port in self.ports} | {str(end) for end in ends}
 
     @cached_property
     def _first_host(self) -> str:
@@ -289,7 +327,7 @@ class Story:
     def _path_entries(self) -> Iterable[Entry]:
         for direction, segments in self.segments.items():
             for old, new in pairwise(segments):
-                what = f"path {printable(old.port)} -> {printable(new.port)}"
+                what = f"path {self.shown(old.port)} -> {self.shown(new.port)}"
                 late = f", {1000 * (new.first - old.last):.1f} ms after the last arrival"
                 yield Entry(
                     self.at(new.first), SPOKEN[direction], what + late, "path", direction + what
@@ -305,7 +343,7 @@ class Story:
             length = f" sent within {1000 * (loss.end - loss.start):.1f} ms"
             what = (
                 f"lost {count(loss.count, 'probe')}{length if loss.count > 1 else ''}, "
-                f"last seen at {printable(loss.last_seen)}: {printable(loss.cause)}"
+                f"last seen at {self.shown(loss.last_seen)}: {printable(loss.cause)}"
             )
             yield Entry(
                 self.at(loss.start),
@@ -315,6 +353,11 @@ class Story:
                 _loss_like(loss),
                 loss.count,
             )
+
+
+def aligned(clocks: Mapping[str, float]) -> str:
+    """Return how well the clocks of emulated hosts (see `Story.host_clocks`) are known, in a phrase."""
+    return f"{', '.join(map(printable, clocks))} aligned within {max(clocks.values()):.2f} ms"
 
 
 def settled(verdict: Verdict) -> Migration | None:

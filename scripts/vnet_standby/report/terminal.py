@@ -10,6 +10,7 @@ from vnet_standby.report.story import (
     EntryKind,
     Event,
     Story,
+    aligned,
     count,
     settled,
     warnings,
@@ -46,7 +47,7 @@ def timeline(
         _entries(story, colour=colour),
         _counts(story),
         _switches(verdict),
-        _figures(verdict),
+        _figures(story),
         _warnings(verdict, colour=colour),
     ]
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
@@ -108,7 +109,8 @@ def _gap(switch: Switch, direction: Direction, gap: Gap) -> tuple[str, ...]:
     )
 
 
-def _figures(verdict: Verdict) -> list[str]:
+def _figures(story: Story) -> list[str]:
+    verdict = story.verdict
     migration = settled(verdict)
     told = "none"
     if migration:
@@ -122,6 +124,7 @@ def _figures(verdict: Verdict) -> list[str]:
         f"time on standby  {verdict.time_on_standby_s:.2f} s",
         f"noise floor      {noise}",
         f"clock error      {clock}",
+        *([f"host clocks      {aligned(story.host_clocks)}"] if story.host_clocks else []),
     ]
 
 

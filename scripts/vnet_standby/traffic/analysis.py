@@ -13,11 +13,14 @@ from vnet_standby.traffic.passage import Stream, follow
 from vnet_standby.traffic.primaries import Primaries
 from vnet_standby.traffic.records import LAB, PEER, Records, read_run
 from vnet_standby.traffic.timeline import Attempt, Timeline
+from vnet_standby.traffic.uplinks import resolve
 from vnet_standby.traffic.verdict import DIRECTIONS, Direction, Migration, Point, Switch, Verdict
 
 MIN_QUIET: Final = 20
 """Fewer arrivals before the first migration than this say nothing about the noise."""
 DRIFT_WARNING_NS: Final = 1_000_000
+HOST_CLOCK_WARNING_MS: Final = 10.0
+"""An emulated host's clock known less well than this blurs what its events delimit: a blackout takes tens of ms."""
 
 
 def judge(run: Path) -> Verdict:
@@ -26,7 +29,7 @@ def judge(run: Path) -> Verdict:
     Raises VnetStandbyError if records are missing, malformed, or can't carry a judgement; what merely weakens it is in
     the verdict's warnings.
     """
-    records = read_run(run)
+    records = resolve(read_run(run))
     _check(records)
     start_ns, end_ns = _limits(records)
     timeline = Timeline(records.events, records.settings, end_ns)
@@ -37,7 +40,7 @@ def judge(run: Path) -> Verdict:
     primaries = Primaries(
         records.events, timeline, timeline.stretches[0].host if with_primary else None
     )
-    coroner = Coroner(timeline, primaries, records.settings, streams.values())
+    coroner = Coroner(timeline, primaries, records.settings, streams.values(), records.taps)
     losses = [loss for stream in streams.values() for loss in coroner.loss_runs(stream)]
     return Verdict(
         start=start_ns / 1e9,
@@ -58,6 +61,7 @@ def judge(run: Path) -> Verdict:
         noise_p99_ms=quiet.p99_ms,
         clock_error_ms=None if clock.error_ns is None else clock.error_ns / 1e6,
         warnings=tuple(_warnings(records, timeline, clock, streams, quiet)),
+        ports=dict(records.settings.ports),
     )
 
 
@@ -174,6 +178,12 @@ def _warnings(
             f"no clock sample while the guest ran on {stretch.host} from {stretch.start_ns / 1e9:.3f}: its times "
             "there follow from the length of the stop"
         )
+    for host in records.taps:
+        error_ms = records.settings.clock_errors_ms.get(host)
+        if error_ms is None:
+            yield f"the clock of host {host} was not aligned with the lab's: its events may be at any time"
+        elif error_ms > HOST_CLOCK_WARNING_MS:
+            yield f"the clock of host {host} is aligned with the lab's within {error_ms:.1f} ms only: so are its events"
     if clock.drift_ns > DRIFT_WARNING_NS:
         yield f"the guest's clock drifts by {clock.drift_ns / 1e6:.1f} ms against the host's within one stretch"
 

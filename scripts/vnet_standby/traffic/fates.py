@@ -14,8 +14,9 @@ from typing import Final
 
 from vnet_standby.traffic.passage import Passage, Stream
 from vnet_standby.traffic.primaries import Primaries, State
-from vnet_standby.traffic.records import PEER, Settings
-from vnet_standby.traffic.timeline import Timeline, host_of
+from vnet_standby.traffic.records import PEER, Settings, TapFrames, host_of
+from vnet_standby.traffic.timeline import Timeline
+from vnet_standby.traffic.uplinks import PRIMARY, STANDBY, UPLINK
 from vnet_standby.traffic.verdict import Direction, LossRun, SwitchKind
 
 LAST_WORDS_NS: Final = 20_000_000
@@ -48,7 +49,12 @@ class Coroner:
         primaries: Primaries,
         settings: Settings,
         streams: Iterable[Stream],
+        taps: Mapping[str, TapFrames],
     ) -> None:
+        """`taps` is what the standbys' taps in emulated hosts carried, by host."""
+        self._taps = taps
+        self._nested = settings.topology == "nested"
+        self._bridge = "the bridge between the hosts" if self._nested else "the bridge"
         self._timeline = timeline
         self._primaries = primaries
         self._settings = settings
@@ -89,7 +95,8 @@ class Coroner:
     def _to_guest(self, probe: Passage) -> Fate:
         if not probe.seen:
             return Fate(
-                PEER, "the bridge gave it to no port: its entry for the guest's MAC led nowhere"
+                PEER,
+                f"{self._bridge} gave it to no port: its entry for the guest's MAC led nowhere",
             )
         ports = list(probe.seen)
         stretch = self._timeline.stretch_at(probe.sent_ns)
@@ -98,21 +105,44 @@ class Coroner:
         here = [port for port in ports if host_of(port) == stretch.host]
         if not here:
             return self._elsewhere(probe, ports[-1])
-        port = min(here, key=lambda name: self._settings.ports[name] != "standby")
-        late = _last_words(probe, port, stretch.end_ns)
-        if self._settings.ports[port] == "standby":
-            return Fate(port, self._on_standby(probe, port) or late or _unknown(port))
-        return Fate(port, self._on_primary(probe, port) or late or _unknown(port))
+        ports_of = self._settings.ports
+        port = min(here, key=lambda name: ("standby", "primary", "uplink").index(ports_of[name]))
+        late = self._last_words(probe, port, stretch.end_ns)
+        match ports_of[port]:
+            case "standby":
+                cause = self._on_standby(probe, port)
+            case "primary":
+                cause = self._on_primary(probe, port)
+            case "uplink":
+                return Fate(
+                    port, f"{self._given(port)}: the guest has no VF of host {stretch.host}"
+                )
+        return Fate(port, cause or late or self._unknown(port))
+
+    def _given(self, port: str) -> str:
+        """Say that a port got a probe and, where that is inferred, from what."""
+        if not self._shares_uplink(port):
+            return f"given to {port}"
+        return (
+            f"given to {port} (it entered host {host_of(port)} by the uplink, "
+            "and the standby's tap did not carry it)"
+        )
+
+    def _shares_uplink(self, port: str) -> bool:
+        """Whether probes are taken for the port's because their uplink, but not the standby's tap, carried them."""
+        host = host_of(port)
+        return self._nested and port in {f"{host}-{PRIMARY}", f"{host}-{UPLINK}"}
 
     def _while_stopped(self, probe: Passage, port: str) -> Fate:
         after = self._timeline.next_stretch(probe.sent_ns)
         if after and host_of(port) == after.host:
             return Fate(
                 port,
-                f"given to {port} while the guest was stopped, and not read after it resumed there",
+                f"{self._given(port)} while the guest was stopped, and not read after it resumed there",
             )
         return Fate(
-            port, f"given to {port} while the guest was stopped, and it did not run there again"
+            port,
+            f"{self._given(port)} while the guest was stopped, and it did not run there again",
         )
 
     def _elsewhere(self, probe: Passage, port: str) -> Fate:
@@ -120,9 +150,9 @@ class Coroner:
         if self._timeline.ran_before(host, probe.sent_ns):
             return Fate(
                 port,
-                f"given to {port} after the guest had left host {host}: the bridge still pointed there",
+                f"{self._given(port)} after the guest had left host {host}: {self._bridge} still pointed there",
             )
-        return Fate(port, f"given to {port} before the guest ran on host {host}")
+        return Fate(port, f"{self._given(port)} before the guest ran on host {host}")
 
     def _on_standby(self, probe: Passage, port: str) -> str | None:
         """Why a probe given to the standby was not received, None if the primary has nothing to do with it."""
@@ -132,7 +162,7 @@ class Coroner:
         idle = not self._carried(self._primary_of(host_of(port)), since, probe.sent_ns)
         drops = "; net_failover drops there while a primary is registered"
         return (
-            f"given to {port} while {_THERE[state]}"
+            f"{self._given(port)} while {_THERE[state]}"
             + " and nothing had come by it yet" * (idle and state is State.UP)
             + drops * (self._settings.guest == "net-failover")
         )
@@ -140,12 +170,16 @@ class Coroner:
     def _on_primary(self, probe: Passage, port: str) -> str | None:
         """Why a probe given to the primary was not received, None if that can't be said."""
         state, _since = self._primaries.at(host_of(port), probe.sent_ns)
+        given = self._given(port)
+        filtered = self._shares_uplink(port)
         if state is State.GONE:
-            return f"given to {port} after the guest had let go of that NIC: the bridge still pointed there"
+            why = "probably the PF's filter" if filtered else self._bridge
+            return f"{given} after the guest had let go of that NIC: {why} still pointed there"
         if state is State.ABSENT:
-            return f"given to {port} before that NIC was plugged in"
+            early = ": probably the PF's filter pointed there already" * filtered
+            return f"{given} before that NIC was plugged in{early}"
         story = self._change(host_of(port), probe.sent_ns)
-        return f"given to {port} while {story}" if story else None
+        return f"{given} while {story}" if story else None
 
     def _change(self, host: str, time_ns: int) -> str | None:
         """How the host's primary was coming or going at that time, None if it was at work or away."""
@@ -162,10 +196,15 @@ class Coroner:
             return Fate("nowhere", f"the guest's kernel refused to send it: {name}")
         if probe.seen:
             port = list(probe.seen)[-1]
-            return Fate(port, f"came in by {port}, but the bridge did not give it to the peer")
-        return Fate(
-            "guest", f"the guest's kernel took it, but it came in by no port; {self._unseen(probe)}"
-        )
+            return Fate(port, f"came in by {port}, but {self._bridge} did not give it to the peer")
+        for host, tap in self._taps.items():
+            if (False, probe.seq) in tap:
+                return Fate(
+                    f"{host}-{STANDBY}",
+                    f"came in by the standby's tap in host {host}, but did not leave that host by its uplink",
+                )
+        where = "it came in by no port" + " and by no standby's tap" * self._nested
+        return Fate("guest", f"the guest's kernel took it, but {where}; {self._unseen(probe)}")
 
     def _unseen(self, probe: Passage) -> str:
         """What is known of the time at which the guest sent a probe that no port saw."""
@@ -188,6 +227,18 @@ class Coroner:
         times = self._deliveries.get(port or "", [])
         place = bisect_left(times, since_ns)
         return place < len(times) and times[place] < time_ns
+
+    def _last_words(self, probe: Passage, port: str, stop_ns: int) -> str | None:
+        if stop_ns - probe.sent_ns >= LAST_WORDS_NS:
+            return None
+        return (
+            f"{self._given(port)} within {LAST_WORDS_NS // 1_000_000} ms of the guest's stop; "
+            "probably not read in time"
+        )
+
+    def _unknown(self, port: str) -> str:
+        lost = ": lost at the VF" * self._shares_uplink(port)
+        return f"{self._given(port)}, but not received{lost}; the records don't tell why"
 
 
 @dataclass
@@ -231,16 +282,3 @@ def _deliveries(streams: Iterable[Stream]) -> dict[str, list[int]]:
             if probe.via and probe.arrived_ns is not None:
                 times[probe.via].append(probe.arrived_ns)
     return {port: sorted(values) for port, values in times.items()}
-
-
-def _last_words(probe: Passage, port: str, stop_ns: int) -> str | None:
-    if stop_ns - probe.sent_ns >= LAST_WORDS_NS:
-        return None
-    return (
-        f"given to {port} within {LAST_WORDS_NS // 1_000_000} ms of the guest's stop; "
-        "probably not read in time"
-    )
-
-
-def _unknown(port: str) -> str:
-    return f"given to {port}, but not received; the records don't tell why"

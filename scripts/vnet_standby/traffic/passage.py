@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Follows each probe from its sender by the ports of the bridge to its receiver."""
+"""Follows each probe from its sender by the ports of the hosts to its receiver."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from vnet_standby.traffic.clock import GuestClock, Pair
-from vnet_standby.traffic.records import PEER, Records
-from vnet_standby.traffic.timeline import Timeline, host_of
+from vnet_standby.traffic.records import PEER, Records, host_of
+from vnet_standby.traffic.timeline import Timeline
 from vnet_standby.traffic.verdict import Counts, Direction
 
 

@@ -7,7 +7,7 @@ All times are nanoseconds since the epoch, on the host's clock unless a name say
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, get_args
 
@@ -16,6 +16,7 @@ from scapy.utils import RawPcapNgReader
 
 from vnet_standby.errors import VnetStandbyError
 from vnet_standby.traffic.probe import NUMBERED, parse
+from vnet_standby.traffic.verdict import DIRECTIONS
 
 PEER: Final = "peer"
 """The capture's name for the peer's own interface; all others are ports of hosts."""
@@ -24,10 +25,15 @@ LAB: Final = "lab"
 GUEST: Final = "guest"
 """Who reports link changes in the guest; all others that report events are the hosts' QEMUs."""
 
-Role = Literal["standby", "primary"]
+Topology = Literal["flat", "nested"]
+Role = Literal["standby", "primary", "uplink"]
+"""What a port carries: one of the datapaths or, of an emulated host, both of them."""
 Traffic = Literal["both", "to-guest", "from-guest"]
+TapFrames = frozenset[tuple[bool, int]]
+"""Whether it goes to the guest, and its number: the probes that the standby's tap in an emulated host carried."""
 
 _PCAPNG_OUTBOUND: Final = 2
+_TAP_FIELDS: Final = ("seq", "direction", "host_ns")
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,11 @@ class Settings:
     traffic: Traffic
     guest: str
     ports: Mapping[str, Role]
+    topology: Topology = "flat"
+    destination_primary: str = "same"
+    """The primary on host b: "same" as on host a, "none", or another model's name."""
+    clock_errors_ms: Mapping[str, float] = field(default_factory=dict)
+    """By how much an emulated host's events may be off the lab's clock."""
 
     @property
     def interval_ns(self) -> int:
@@ -100,6 +111,8 @@ class Records:
     """In order of arrival."""
     sent: tuple[Sent, ...]
     clock: tuple[ClockSample, ...]
+    taps: Mapping[str, TapFrames]
+    """Per emulated host, what its standby's tap carried; empty if the hosts are not emulated."""
 
 
 def read_run(run: Path) -> Records:
@@ -120,6 +133,7 @@ def read_run(run: Path) -> Records:
         clock=tuple(
             ClockSample(*row) for row in _rows(run / "guest-clock.csv", ClockSample._fields)
         ),
+        taps={host: _tap(run / f"{host}-tap.csv") for host in _emulated_hosts(settings)},
     )
 
 
@@ -157,15 +171,47 @@ def _settings(path: Path) -> Settings:
     guest = value.get("guest")
     if not isinstance(guest, str):
         raise VnetStandbyError(f'{path}: "guest" must be the kind of guest')
+    topology = value.get("topology", "flat")
+    if topology not in get_args(Topology):
+        raise VnetStandbyError(f'{path}: "topology" must be one of {", ".join(get_args(Topology))}')
+    roles = [role for role in get_args(Role) if role != "uplink" or topology == "nested"]
     ports = value.get("ports")
     if not isinstance(ports, dict) or not ports:
         raise VnetStandbyError(f'{path}: "ports" must map each port of the bridge to its role')
     for port, role in ports.items():
-        if role not in get_args(Role):
+        if role not in roles:
+            raise VnetStandbyError(f'{path}: port "{port}" must be one of {", ".join(roles)}')
+    return Settings(
+        rate_hz=float(rate),
+        traffic=value["traffic"],
+        guest=guest,
+        ports=ports,
+        topology=topology,
+        destination_primary=str(value.get("destination_primary", "same")),
+        clock_errors_ms=_clock_errors_ms(path, value.get("clocks", {})),
+    )
+
+
+def _clock_errors_ms(path: Path, clocks: Any) -> dict[str, float]:
+    errors = {}
+    for host, clock in clocks.items() if isinstance(clocks, dict) else [("", None)]:
+        error = clock.get("error_ms") if isinstance(clock, dict) else None
+        if isinstance(error, bool) or not isinstance(error, int | float) or not error >= 0:
             raise VnetStandbyError(
-                f'{path}: port "{port}" must be one of {", ".join(get_args(Role))}'
+                f'{path}: "clocks" must give each host\'s "error_ms", a number of at least 0'
             )
-    return Settings(float(rate), value["traffic"], guest, ports)
+        errors[host] = float(error)
+    return errors
+
+
+def _emulated_hosts(settings: Settings) -> list[str]:
+    """The hosts of which only the uplink is captured."""
+    return [host_of(port) for port, role in settings.ports.items() if role == "uplink"]
+
+
+def host_of(port: str) -> str:
+    """The host that a port belongs to: "a" of "a-primary"."""
+    return port.partition("-")[0]
 
 
 def _events(path: Path) -> tuple[Event, ...]:
@@ -255,8 +301,29 @@ def read_frames(path: Path) -> Iterator[tuple[int, str, bool, bytes]]:
         raise VnetStandbyError(f"{path}: not a pcapng capture of this program: {error}") from error
 
 
+def _tap(path: Path) -> TapFrames:
+    """The probes that a tap carried; when does not matter, and the time is by another clock."""
+    frames = set()
+    for number, (seq, direction, time) in _lines(path, _TAP_FIELDS):
+        if direction not in DIRECTIONS or not (seq.isdecimal() and time.isdecimal()):
+            raise VnetStandbyError(
+                f"{path}:{number}: must be a number, {' or '.join(DIRECTIONS)}, and a time"
+            )
+        frames.add((direction == "to_guest", int(seq)))
+    return frozenset(frames)
+
+
 def _rows(path: Path, fields: tuple[str, ...]) -> Iterator[tuple[int, ...]]:
     """Yield the rows of a CSV file of integers."""
+    for number, cells in _lines(path, fields):
+        try:
+            yield tuple(map(int, cells))
+        except ValueError as error:
+            raise VnetStandbyError(f'{path}:{number}: not integers: "{",".join(cells)}"') from error
+
+
+def _lines(path: Path, fields: tuple[str, ...]) -> Iterator[tuple[int, list[str]]]:
+    """Yield the numbers and cells of a CSV file's lines."""
     text = _text(path)
     lines = text.split("\n")
     header = ",".join(fields)
@@ -265,10 +332,7 @@ def _rows(path: Path, fields: tuple[str, ...]) -> Iterator[tuple[int, ...]]:
     if lines.pop():
         raise VnetStandbyError(f"{path}:{len(lines) + 1}: the line is cut off")
     for number, line in enumerate(lines[1:], 2):
-        try:
-            row = tuple(map(int, line.split(",")))
-        except ValueError as error:
-            raise VnetStandbyError(f'{path}:{number}: not integers: "{line}"') from error
-        if len(row) != len(fields):
+        cells = line.split(",")
+        if len(cells) != len(fields):
             raise VnetStandbyError(f"{path}:{number}: must have {len(fields)} fields, {header}")
-        yield row
+        yield number, cells

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from vnet_standby.traffic.clock import Stretch
-from vnet_standby.traffic.records import LAB, Event, Settings
+from vnet_standby.traffic.records import LAB, Event, Settings, host_of
 from vnet_standby.traffic.verdict import SwitchKind
 
 NEVER: Final = 1 << 62
 """A time after every run (ns)."""
 
-_WITHOUT_PRIMARY: Final = "virtio"
+WITHOUT_PRIMARY: Final = "virtio"
 """The guest kind that is the control: it has no pair, so nothing fails over."""
 ABORTED: Final = frozenset({"cancelling", "cancelled", "failed"})
 
@@ -55,7 +55,10 @@ class Timeline:
         migrates = [event for event in events if (event.who, event.name) == (LAB, "migrate")]
         first = migrates[0].data["from"] if migrates else min(map(host_of, settings.ports))
         ends = [event.time_ns for event in migrates[1:]] + [end_ns] * bool(migrates)
-        self.stretches = tuple(_stretches(events, first))
+        hosts = {host_of(port) for port in settings.ports}
+        hosts |= {event.data[end] for event in migrates for end in ("from", "to")}
+        # an emulated host is a VM itself, whose QEMU has events, too
+        self.stretches = tuple(_stretches((e for e in events if e.who in hosts), first))
         self.attempts = tuple(
             _attempt(event, end, events) for event, end in zip(migrates, ends, strict=True)
         )
@@ -64,7 +67,7 @@ class Timeline:
             for attempt in self.attempts
             for window in _windows(attempt)
             if window.end_ns > window.start_ns
-            and (settings.guest != _WITHOUT_PRIMARY or window.kind == "blackout")
+            and (settings.guest != WITHOUT_PRIMARY or window.kind == "blackout")
         )
         self._starts = [stretch.start_ns for stretch in self.stretches]
 
@@ -94,11 +97,6 @@ class Timeline:
     def window_at(self, time_ns: int) -> Window | None:
         """The switch in whose window that time lies."""
         return next((w for w in self.windows if w.start_ns <= time_ns < w.end_ns), None)
-
-
-def host_of(port: str) -> str:
-    """The host that a port belongs to: "a" of "a-primary"."""
-    return port.partition("-")[0]
 
 
 def _stretches(events: Iterable[Event], host: str) -> Iterator[Stretch]:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What judging a run's raw records yields: counts, switches and where the lost packets went."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 Direction = Literal["to_guest", "from_guest"]
@@ -127,3 +128,6 @@ class Verdict:
     """By how much times taken on the guest's clock may be late; None if no probe to the guest bounds it."""
     warnings: tuple[str, ...] = ()
     """What weakens the judgement, one sentence each."""
+    ports: Mapping[str, str] = field(default_factory=dict)
+    """The ways to and from the guest and what each carries: "standby", "primary", or "uplink" for what went no further
+    than an emulated host."""
