@@ -64,27 +64,34 @@ class _Kernel:
     release: str
 
 
+@dataclass(frozen=True)
+class PickedModules:
+    """Modules below `root`/lib/modules/`release`; `identity` changes with the kernel they come from and their list."""
+
+    root: Path
+    release: str
+    identity: str
+
+
 def guest_image(kernel: str | None = None) -> GuestImage:
     """Build the guest's kernel and initramfs, if they aren't there already.
 
     `kernel` is a linux-image .deb, or a folder with boot/vmlinuz-* and lib/modules/*; None takes Debian's.
     """
     with build_lock(), full_disk_named(BUILD):
-        given = _given(kernel)
-        wanted = _wanted_modules()
-        release = _pick(given, wanted)
+        picked = pick_modules(kernel, GUEST_IMAGE_SOURCE / "modules", _PICKED)
         busybox = _busybox()
         sources = folder_digest(GUEST_IMAGE_SOURCE)
         code = Path(__file__).read_bytes()
-        key = digest(_identity(given), sources, busybox.name, code)
+        key = digest(picked.identity, sources, busybox.name, code)
         stamp = Stamp(GUEST / ".vnet-standby-built")
         if not (stamp.matches(key) and _INITRAMFS.exists()):
             stamp.clear()
             packages.require("guest")
-            say(f"building the guest's image for Linux {release}")
-            _assemble(busybox, release)
+            say(f"building the guest's image for Linux {picked.release}")
+            _assemble(busybox, picked.release)
             stamp.write(key)
-        return GuestImage(_KERNEL, _INITRAMFS, release)
+        return GuestImage(_KERNEL, _INITRAMFS, picked.release)
 
 
 def _given(kernel: str | None) -> Path:
@@ -113,21 +120,24 @@ def _identity(given: Path) -> str:
     return digest(*(f"{path} {state.st_size} {state.st_mtime_ns}" for path, state in states))
 
 
-def _wanted_modules() -> list[str]:
-    path = GUEST_IMAGE_SOURCE / "modules"
+def _wanted_modules(path: Path) -> list[str]:
     try:
         lines = path.read_text().splitlines()
     except FileNotFoundError:
-        raise VnetStandbyError(f"{path} is missing: it lists the guest's kernel modules") from None
+        raise VnetStandbyError(f"{path} is missing: it lists an image's kernel modules") from None
     return [name for line in lines if (name := line.partition("#")[0].strip())]
 
 
-def _pick(given: Path, wanted: list[str]) -> str:
-    """Put the kernel and the wanted modules, with what they depend on, into the guest's folder; return the release."""
-    stamp = Stamp(GUEST / ".vnet-standby-kernel")
-    code = Path(__file__).read_bytes()
-    key = digest(_identity(given), *wanted, code)
-    if not (stamp.matches(key) and _KERNEL.exists() and _PICKED.exists()):
+def pick_modules(kernel: str | None, listed: Path, into: Path) -> PickedModules:
+    """Put the modules that the file `listed` names, with what they depend on, into `into`; and the kernel in place.
+
+    `kernel` is as for `guest_image`.
+    """
+    given = _given(kernel)
+    wanted = _wanted_modules(listed)
+    stamp = Stamp(into.with_name(f".vnet-standby-{into.name}"))
+    identity = digest(_identity(given), *wanted, Path(__file__).read_bytes())
+    if not (stamp.matches(identity) and _KERNEL.exists() and into.exists()):
         stamp.clear()
         packages.require("guest")
         with ExitStack() as stack:
@@ -136,9 +146,9 @@ def _pick(given: Path, wanted: list[str]) -> str:
                 root = fresh_folder(BUILD / ".kernel")
                 stack.callback(shutil.rmtree, root)
                 _unpack(given, root)
-            _pick_from(_newest_kernel(root, given), wanted)
-        stamp.write(key)
-    return next((_PICKED / "lib/modules").iterdir()).name
+            _pick_from(_newest_kernel(root, given), wanted, into)
+        stamp.write(identity)
+    return PickedModules(into, next((into / "lib/modules").iterdir()).name, identity)
 
 
 def _unpack(package: Path, into: Path) -> None:
@@ -179,7 +189,7 @@ def _release_order(release: str) -> list[tuple[int, str]]:
     ]
 
 
-def _pick_from(kernel: _Kernel, wanted: list[str]) -> None:
+def _pick_from(kernel: _Kernel, wanted: list[str], picked: Path) -> None:
     image = _read_boot_image(kernel.image)
     for name in _LISTS:
         if not (kernel.modules / name).is_file():
@@ -188,14 +198,14 @@ def _pick_from(kernel: _Kernel, wanted: list[str]) -> None:
             )
     builtin = (kernel.modules / "modules.builtin").read_text().splitlines()
     files = with_dependencies(wanted, _dependencies(kernel), builtin, kernel.release)
-    into = fresh_folder(_PICKED) / "lib/modules" / kernel.release
+    into = fresh_folder(picked) / "lib/modules" / kernel.release
     for file in files:
         target = into / _SUFFIX.sub(".ko", file)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(_decompressed(kernel.modules / file))
     for name in _LISTS:
         shutil.copyfile(kernel.modules / name, into / name)
-    _depmod(_PICKED, into)
+    _depmod(picked, into)
     write_atomically(_KERNEL, image)
 
 
@@ -259,7 +269,7 @@ def with_dependencies(
             files.update([file, *dependencies[file]])
         elif _module_name(name) not in built_in:
             raise VnetStandbyError(
-                f"Linux {release} has no module {name}, which guest/image/modules asks for"
+                f"Linux {release} has no module {name}, which an image of the lab asks for"
             )
     return sorted(files)
 
@@ -348,6 +358,11 @@ def _settle(root: Path) -> None:
 
 def packed(root: Path) -> bytes:
     """Return a folder as a compressed cpio archive, as the kernel unpacks it over its root; owned by root, undated."""
+    return gzip.compress(archived(root), 6, mtime=_TIME_STAMP)
+
+
+def archived(root: Path) -> bytes:
+    """Return a folder as `packed` does, but not compressed."""
     _settle(root)
     names = [".", *sorted(str(path.relative_to(root)) for path in root.rglob("*"))]
     archive = GUEST / ".initramfs.cpio"
@@ -359,6 +374,6 @@ def packed(root: Path) -> bytes:
             cwd=root,
             stdin="".join(f"{name}\0" for name in names).encode(),
         )
-        return gzip.compress(archive.read_bytes(), 6, mtime=_TIME_STAMP)
+        return archive.read_bytes()
     finally:
         archive.unlink(missing_ok=True)

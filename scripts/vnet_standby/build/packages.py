@@ -37,6 +37,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     ),
     "driver": ("gcc", "make", "perl", "kmod", "debian-archive-keyring"),
     "lab": ("util-linux",),
+    "nested": ("iproute2", "binutils", "libc-bin"),
 }
 
 # Where there is no dpkg to ask: the commands that stand for the packages.
@@ -45,6 +46,7 @@ _COMMANDS: dict[str, tuple[str, ...]] = {
     "guest": ("cc", "cpio", "depmod"),
     "driver": ("cc", "make", "perl", "modinfo"),
     "lab": ("setpriv", "unshare"),
+    "nested": ("ip", "bridge", "strip", "ldd"),
 }
 
 _INSTALL_TIMEOUT_S = 1800

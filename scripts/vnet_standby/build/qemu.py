@@ -164,7 +164,7 @@ class QemuBuild:
 
     def objects(self, files: Sequence[str]) -> list[str]:
         """Return ninja's names of the objects that are made from these files of the tree."""
-        self.ninja(["build.ninja"], "reading the build description")
+        output(["ninja", "-C", self.folder, "build.ninja"], what="reading the build description")
         commands = json.loads((self.folder / "compile_commands.json").read_text())
         wanted = {os.path.relpath(self.tree / file, self.folder) for file in files}
         return sorted({entry["output"] for entry in commands if entry["file"] in wanted})

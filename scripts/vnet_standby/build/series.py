@@ -40,7 +40,11 @@ class QTest:
 QTESTS = (
     QTest("virtio-net-standby"),
     QTest("virtio-net-failover"),
+    QTest("virtio-net-failover-safety"),
+    QTest("igb-switch-test"),
     QTest("qos-test", "virtio-net"),
+    QTest("qos-test", "igb"),
+    QTest("qos-test", "e1000e"),
 )
 
 
