@@ -14,9 +14,9 @@ from typing import Any
 from avocado import Test
 
 from vnet_standby import paths
-from vnet_standby.lab.accelerator import choose_accelerator
 from vnet_standby.lab.binaries import image_under_test, qemu_under_test
 from vnet_standby.lab.command import QemuBinary
+from vnet_standby.lab.demo import topology_of
 from vnet_standby.lab.lab import Lab
 from vnet_standby.lab.scenario import Scenario
 from vnet_standby.report.write import write
@@ -44,11 +44,10 @@ class LabTest(Test):  # type: ignore[misc]  # avocado has no type information
         wanted = Scenario(**{"bandwidth_mib_s": BANDWIDTH_MIB_S, **scenario})
         image = image_under_test(wanted.guest, self.params.get("kernel", default=None))
         qemu = self.qemu()
-        accelerator = await choose_accelerator(
-            qemu, image.kernel, image.initramfs, paths.BUILD / "accelerator.json"
-        )
+        cache = paths.BUILD / "accelerator.json"
         self.log.info("records and logs: %s", self.run_folder)
-        async with Lab(wanted, qemu, image, accelerator, self.run_folder) as lab:
+        topology = await topology_of(wanted, qemu, image, cache)
+        async with Lab(wanted, topology, self.run_folder) as lab:
             yield lab
 
     @property

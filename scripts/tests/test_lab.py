@@ -9,33 +9,45 @@ from pathlib import Path
 
 import pytest
 
+from vnet_standby.build.image import GuestImage
 from vnet_standby.errors import VnetStandbyError
 from vnet_standby.lab.agent import Agent, Link
 from vnet_standby.lab.command import (
     QemuBinary,
+    assigned_primary,
+    boot_arguments,
     inspect_qemu,
-    kernel_arguments,
     machine_arguments,
     nic_arguments,
-    ports,
-    primary_device,
     twin_device,
+    write_boot_settings,
 )
 from vnet_standby.lab.events import EventLog
-from vnet_standby.lab.scenario import MAC, Scenario
+from vnet_standby.lab.flat import Flat
+from vnet_standby.lab.scenario import MAC, Host, Scenario
 
 QEMU = QemuBinary(Path("/q"), "QEMU 10", "pc-q35-10.0", Path("/fw"), True)
+RUN = Path("/run-folder")
+IMAGE = GuestImage(Path("/vmlinuz"), Path("/initramfs.gz"), "6.12.1-test")
 LINK = "eth1 mac=52:54:00:76:6e:01 carrier=1 operstate=up flags=0x1003 mtu=1500 driver=e1000e master=eth0 addresses="
 
 
-def devices(scenario: Scenario, *, incoming: bool = False) -> list[str]:
-    arguments = nic_arguments(scenario, "a", incoming=incoming)
-    options = [
-        value
-        for flag, value in zip(arguments[::2], arguments[1::2], strict=True)
-        if flag == "-device"
-    ]
-    return [option for option in options if not option.startswith("pcie-root-port")]
+def kernel_command_line(scenario: Scenario) -> str:
+    arguments = boot_arguments(scenario, IMAGE.kernel, IMAGE.initramfs, RUN)
+    return arguments[arguments.index("-append") + 1]
+
+
+def flat(scenario: Scenario) -> Flat:
+    return Flat(scenario, QEMU, IMAGE, "tcg")
+
+
+def options(arguments: list[str]) -> list[str]:
+    return [arguments[at + 1] for at, word in enumerate(arguments) if word == "-device"]
+
+
+def devices(scenario: Scenario, *, incoming: bool = False, host: Host = "a") -> list[str]:
+    arguments = flat(scenario).vm_arguments(host, RUN, incoming=incoming)
+    return [option for option in options(arguments) if not option.startswith("pcie-root-port")]
 
 
 def test_net_failover_pairs_by_id_on_both_hosts() -> None:
@@ -50,12 +62,12 @@ def test_the_driver_of_ours_is_paired_as_net_failover_is() -> None:
     assert devices(ours) == devices(Scenario())
     assert not ours.managed
     assert Scenario(guest="vnet-standby", owner="management").managed
-    assert "vnet.guest=vnet-standby" in kernel_arguments(ours)
+    assert "vnet.guest=vnet-standby" in kernel_command_line(ours)
 
 
 def test_a_spare_port_is_empty() -> None:
     plain, spare = (
-        nic_arguments(Scenario(spare_port=port), "a", incoming=False) for port in (False, True)
+        nic_arguments(Scenario(spare_port=port), "a-standby", None) for port in (False, True)
     )
     added = [option for option in spare if option not in plain]
     assert [option.split(",")[:2] for option in added] == [["pcie-root-port", "id=rp-spare"]]
@@ -74,19 +86,52 @@ def test_bond_has_no_feature_and_its_primary_is_plugged_after_the_migration() ->
     scenario = Scenario(guest="bond")
     assert not any("failover" in device or "standby=on" in device for device in devices(scenario))
     assert len(devices(scenario, incoming=True)) == 1
-    assert primary_device(scenario, incoming=True)["mac"] == MAC
+    primary = flat(scenario).primary("b", incoming=True)
+    assert primary is not None
+    assert primary["mac"] == MAC
 
 
 def test_virtio_has_no_primary() -> None:
-    assert [port.name for port in ports(Scenario(guest="virtio"))] == ["a-standby", "b-standby"]
+    assert list(flat(Scenario(guest="virtio")).ports) == ["a-standby", "b-standby"]
     assert len(devices(Scenario(guest="virtio"))) == 1
 
 
 def test_controls() -> None:
-    assert "a-standby" not in [port.name for port in ports(Scenario(guest="bond", standby=False))]
+    assert "a-standby" not in flat(Scenario(guest="bond", standby=False)).ports
     wrong = Scenario(destination_primary_mac="52:54:00:00:00:99")
     assert MAC in devices(wrong)[1]
     assert "52:54:00:00:00:99" in devices(wrong, incoming=True)[1]
+
+
+def test_the_destination_may_have_another_primary_or_none() -> None:
+    other = Scenario(destination_primary="e1000")
+    assert devices(other)[1].startswith("e1000e,")
+    assert devices(other, incoming=True, host="b")[1].startswith("e1000,")
+    assert (other.driver_on("a"), other.driver_on("b")) == ("e1000e", "e1000")
+    none = Scenario(destination_primary="none")
+    assert len(devices(none, incoming=True, host="b")) == 1
+    assert "b-primary" not in flat(none).ports
+    assert flat(none).primary("b", incoming=True) is None
+    # the migration needs the same root ports on both sides
+    assert (
+        options(flat(none).vm_arguments("b", RUN, incoming=True))[:2]
+        == options(flat(none).vm_arguments("a", RUN, incoming=False))[:2]
+    )
+
+
+def test_a_primary_of_the_other_topology_is_refused() -> None:
+    with pytest.raises(VnetStandbyError, match="flat topology has no primary vf; it has e1000e"):
+        Scenario(primary="vf")
+    with pytest.raises(VnetStandbyError, match="nested topology has no primary e1000e"):
+        Scenario(topology="nested")
+
+
+def test_what_is_passed_through_is_paired_like_an_emulated_primary() -> None:
+    scenario = Scenario(topology="nested", primary="vf")
+    primary = assigned_primary(scenario, "0000:00:12.0")
+    assert primary["host"] == "0000:00:12.0"
+    assert primary["failover_pair_id"] == "standby0"
+    assert scenario.driver_on("a") == scenario.driver_on("b") == "igbvf"
 
 
 def test_native_hotplug_switches_acpi_hotplug_off() -> None:
@@ -96,9 +141,24 @@ def test_native_hotplug_switches_acpi_hotplug_off() -> None:
 
 
 def test_guest_settings_are_on_the_kernel_command_line() -> None:
-    line = kernel_arguments(Scenario(guest="bond", first_driver="primary"))
+    line = kernel_command_line(Scenario(guest="bond", first_driver="primary"))
     assert "vnet.guest=bond" in line
     assert "vnet.first=primary" in line
+
+
+def test_only_a_resettable_vm_boots_twice(tmp_path: Path) -> None:
+    once, more = (
+        boot_arguments(Scenario(resettable=resettable), IMAGE.kernel, IMAGE.initramfs, tmp_path)
+        for resettable in (False, True)
+    )
+    assert "-no-reboot" in once
+    assert "-no-reboot" not in more
+    write_boot_settings(tmp_path, {"drivers": "none"})
+    disk = (tmp_path / "boot-settings.img").read_bytes()
+    assert disk.rstrip(b"\0") == b"vnet.drivers=none\n"
+    assert len(disk) == 512
+    with pytest.raises(VnetStandbyError, match="only a VM of the flat topology"):
+        Scenario(topology="nested", primary="vf", resettable=True)
 
 
 def fake_qemu(folder: Path, machines: str) -> Path:

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Coroutine
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from vnet_standby.build.qemu import build_qemu
 from vnet_standby.build.series import apply, check, refresh
 from vnet_standby.errors import VnetStandbyError
 from vnet_standby.lab.binaries import image_under_test, qemu_under_test
-from vnet_standby.lab.demo import measure_migration
+from vnet_standby.lab.demo import measure_migration, topology_of
 from vnet_standby.lab.scenario import (
     GUEST_KINDS,
     HOTPLUGS,
     PRIMARY_MODELS,
+    TOPOLOGIES,
     TRAFFIC_KINDS,
     Scenario,
 )
@@ -33,6 +35,7 @@ from vnet_standby.report.terminal import timeline
 from vnet_standby.report.write import read_events, read_run, write
 from vnet_standby.traffic.analysis import judge
 
+_RAM_MIB = {"flat": 512, "nested": 256}
 _BUILDS = ("qemu", "qemu-stock", "guest", "driver")
 
 
@@ -83,9 +86,9 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--topology",
-        choices=("flat", "nested"),
-        default="flat",
-        help="flat: two QEMUs on one bridge",
+        choices=TOPOLOGIES,
+        default=default.topology,
+        help="flat: two QEMUs on one bridge; nested: two emulated hosts with SR-IOV NICs (%(default)s)",
     )
     add(
         "--guest",
@@ -100,8 +103,18 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
         help="built with the series, built without, or a binary of yours (%(default)s)",
     )
     add("--hotplug", choices=HOTPLUGS, default=default.hotplug, help="of the primary (%(default)s)")
+    models = list(dict.fromkeys(chain(*PRIMARY_MODELS.values())))
     add(
-        "--primary", choices=PRIMARY_MODELS, default=default.primary, help="NIC model (%(default)s)"
+        "--primary",
+        choices=models,
+        help="flat: emulated NIC, e1000e or e1000; nested: passed through, an igb VF or a whole NIC (e1000e) "
+        "(e1000e, vf)",
+    )
+    add(
+        "--destination-primary",
+        choices=("same", "none", *models),
+        default=default.destination_primary,
+        help="the one on host b (%(default)s)",
     )
     add(
         "--traffic",
@@ -119,9 +132,8 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     add(
         "--ram",
         type=_number(256, 65536),
-        default=default.ram_mib,
         metavar="MIB",
-        help="guest memory (%(default)s)",
+        help="guest memory (flat 512, nested 256)",
     )
     add(
         "--bandwidth",
@@ -207,38 +219,43 @@ def _add_summary(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    if options.topology == "nested":
-        raise VnetStandbyError(
-            "the nested topology is not part of this version yet; use --topology flat"
-        )
     scenario = Scenario(
+        topology=options.topology,
         guest=options.guest,
         hotplug=options.hotplug,
-        primary=options.primary,
+        primary=options.primary or PRIMARY_MODELS[options.topology][0],
+        destination_primary=options.destination_primary,
         traffic=options.traffic,
         rate_hz=options.rate,
-        ram_mib=options.ram,
+        ram_mib=options.ram or _RAM_MIB[options.topology],
         bandwidth_mib_s=options.bandwidth,
     )
-    require(*_jobs(options.qemu, options.guest))
-    qemu = qemu_under_test(options.qemu, options.qemu_source)
-    image = image_under_test(scenario.guest, options.kernel)
+    require(*_jobs(options.qemu, scenario))
     run = options.report or paths.BUILD / "runs" / time.strftime("%Y%m%d-%H%M%S")
-    _run(measure_migration(scenario, qemu, image, run, paths.BUILD / "accelerator.json", say))
+    _run(_migration(options, scenario, run))
     _show(run, options.json)
 
 
-def _jobs(qemu: str, guest: str) -> list[str]:
+async def _migration(options: argparse.Namespace, scenario: Scenario, run: Path) -> None:
+    qemu = qemu_under_test(options.qemu, options.qemu_source)
+    image = image_under_test(scenario.guest, options.kernel)
+    cache = paths.BUILD / "accelerator.json"
+    topology = await topology_of(scenario, qemu, image, cache, options.kernel)
+    await measure_migration(scenario, topology, run, say)
+
+
+def _jobs(qemu: str, scenario: Scenario) -> list[str]:
     """What a demo has to do for the first time, so that all missing packages are named at once."""
-    builds = {"patched": paths.QEMU_PATCHED, "stock": paths.QEMU_STOCK}
-    jobs = ["lab"]
-    if qemu in builds and not builds[qemu].exists():
-        jobs.append("qemu")
-    if not paths.GUEST.exists():
-        jobs.append("guest")
-    if guest == "vnet-standby" and not (paths.GUEST / "driver").exists():
-        jobs.append("driver")
-    return jobs
+    nested = scenario.topology == "nested"
+    there = {
+        "qemu": {"patched": paths.QEMU_PATCHED, "stock": paths.QEMU_STOCK}.get(qemu, paths.REPO),
+        "guest": paths.GUEST,
+        "driver": paths.GUEST / "driver" if scenario.guest == "vnet-standby" else paths.REPO,
+        "nested": paths.HOST if nested else paths.REPO,
+    }
+    if nested and not paths.QEMU_PATCHED.exists():  # it emulates the hosts
+        there["qemu"] = paths.QEMU_PATCHED
+    return ["lab", *(job for job, place in there.items() if not place.exists())]
 
 
 def _show(run: Path, json: Path | None) -> None:

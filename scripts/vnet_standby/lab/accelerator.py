@@ -11,7 +11,7 @@ from typing import Literal
 from vnet_standby.errors import VnetStandbyError
 from vnet_standby.lab.command import QemuBinary, machine_arguments
 from vnet_standby.lab.events import EventLog
-from vnet_standby.lab.vm import running_vm
+from vnet_standby.lab.vm import Vm, local, running_vm
 
 Accelerator = Literal["kvm", "tcg"]
 
@@ -43,11 +43,12 @@ async def _boots_with_kvm(qemu: QemuBinary, kernel: Path, initramfs: Path) -> bo
     arguments = [
         *machine_arguments(qemu, "kvm", _TRIAL_RAM_MIB, "acpi"),
         "-kernel", str(kernel), "-initrd", str(initramfs),
-        "-append", "console=ttyS0 panic=-1",
+        "-append", "console=ttyS0 panic=-1", "-no-reboot",
     ]  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="vnet-standby-") as logs:
         try:
-            async with running_vm("kvm-trial", qemu.path, arguments, EventLog(), Path(logs)) as vm:
+            trial = Vm("kvm-trial", EventLog(), Path(logs))
+            async with running_vm(trial, arguments, local(qemu.path)) as vm:
                 await vm.bounded(vm.agent.wait_alive(), _TRIAL_S, "booting with KVM")
         except VnetStandbyError:  # whatever stopped it, KVM is not usable for this guest
             return False

@@ -117,6 +117,12 @@ class Agent:
         lines = [line.rpartition(" ") for line in await self.ask(f"counters {netdev}")]
         return {name: int(value) for name, _, value in lines}
 
+    async def clock(self) -> tuple[int, int, int]:
+        """The guest's clock, and ours before it was asked and after it had answered; all CLOCK_REALTIME, in ns."""
+        asked = time.time_ns()
+        told = await self.ask("clock")
+        return asked, int(told[0]), time.time_ns()
+
     async def run(self, command: str, timeout_s: float = 30) -> str:
         """Run a shell command in the guest, return what it prints; an error if it fails."""
         return "\n".join(await self.ask(f"run {command}", timeout_s))

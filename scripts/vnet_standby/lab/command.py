@@ -3,17 +3,21 @@
 
 import re
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from vnet_standby.errors import VnetStandbyError
-from vnet_standby.lab.network import PREFIX_LENGTH, Host, Port
-from vnet_standby.lab.scenario import MAC, Scenario
+from vnet_standby.lab.network import PREFIX_LENGTH
+from vnet_standby.lab.scenario import MAC, Host, Scenario
 from vnet_standby.traffic.probe import GUEST_ADDRESS
 
 STANDBY_ID = "standby0"
 PRIMARY_ID = "primary0"
 TWIN_ID = "twin0"
+
+_BOOT_SETTINGS = "boot-settings.img"
+_SECTOR = 512  # bytes; a disk has whole ones
 
 _PREFERRED_MACHINE = (
     "pc-q35-10.0"  # the series' base; both builds have it, so streams between them compare
@@ -69,25 +73,34 @@ def ask(path: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def ports(scenario: Scenario) -> tuple[Port, ...]:
-    """The bridge ports of a scenario: a tap a NIC on each host."""
-    hosts: tuple[Host, ...] = ("a", "b")
-    standby = tuple(Port(host, "standby") for host in hosts if scenario.standby)
-    primary = tuple(Port(host, "primary") for host in hosts if scenario.has_primary)
-    return standby + primary
+def boot_arguments(scenario: Scenario, kernel: Path, initramfs: Path, run: Path) -> list[str]:
+    """What the guest boots, and whether it may do so more than once."""
+    arguments = ["-kernel", str(kernel), "-initrd", str(initramfs)]
+    arguments += ["-append", _kernel_command_line(scenario)]
+    if not scenario.resettable:
+        return [*arguments, "-no-reboot"]  # a guest that panics ends its QEMU
+    disk = f"driver=file,node-name=settings,filename={run / _BOOT_SETTINGS},read-only=on"
+    return [*arguments, "-blockdev", disk, "-device", "virtio-blk-pci,drive=settings"]
 
 
-def kernel_arguments(scenario: Scenario) -> str:
-    """The guest's kernel command line (guest/image/init reads the vnet. settings)."""
+def _kernel_command_line(scenario: Scenario) -> str:
     return (
         f"console=ttyS0 quiet panic=-1 vnet.guest={scenario.guest} "
         f"vnet.address={GUEST_ADDRESS}/{PREFIX_LENGTH} vnet.first={scenario.first_driver}"
     )
 
 
-def machine_arguments(qemu: QemuBinary, accelerator: str, ram_mib: int, hotplug: str) -> list[str]:
+def write_boot_settings(run: Path, settings: Mapping[str, str]) -> None:
+    """Write the disk from which a resettable guest reads settings that override its kernel command line's."""
+    text = "".join(f"vnet.{name}={value}\n" for name, value in settings.items())
+    (run / _BOOT_SETTINGS).write_bytes(text.encode().ljust(_SECTOR, b"\0"))
+
+
+def machine_arguments(
+    qemu: QemuBinary, accelerator: str, ram_mib: int, hotplug: str = "acpi"
+) -> list[str]:
     """The part of the command line that makes a q35 PC without NICs, boot medium or display."""
-    arguments = ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+    arguments = ["-nodefaults", "-no-user-config", "-display", "none"]
     arguments += ["-machine", qemu.machine, "-m", str(ram_mib), "-smp", "1"]
     if accelerator == "kvm":
         arguments += ["-accel", "kvm", "-cpu", "host"]
@@ -100,36 +113,55 @@ def machine_arguments(qemu: QemuBinary, accelerator: str, ram_mib: int, hotplug:
     return arguments
 
 
-def nic_arguments(scenario: Scenario, host: Host, *, incoming: bool) -> list[str]:
-    """Root ports, taps and NICs; a primary that management owns is missing at an incoming migration's start."""
+def nic_arguments(
+    scenario: Scenario,
+    standby_tap: str,
+    primary: Mapping[str, str] | None,
+    primary_tap: str | None = None,
+) -> list[str]:
+    """Root ports, taps and NICs of the VM; `primary` is None where it has none when QEMU starts."""
     arguments: list[str] = []
-    for slot, port in enumerate((p for p in ports(scenario) if p.host == host), start=1):
-        root_port = f"pcie-root-port,id=rp-{port.datapath},bus=pcie.0,chassis={slot},slot={slot}"
+    for slot, datapath in enumerate(_datapaths(scenario), start=1):
+        root_port = f"pcie-root-port,id=rp-{datapath},bus=pcie.0,chassis={slot},slot={slot}"
         arguments += ["-device", root_port]
-        tap = f"tap,id=net-{port.datapath},ifname={port.name},script=no,downscript=no,vhost=off"
-        arguments += ["-netdev", tap]
+    taps = {"standby": standby_tap if scenario.standby else None, "primary": primary_tap}
+    for datapath, tap in taps.items():
+        if tap:
+            netdev = f"tap,id=net-{datapath},ifname={tap},script=no,downscript=no,vhost=off"
+            arguments += ["-netdev", netdev]
     if scenario.spare_port:
         arguments += ["-device", "pcie-root-port,id=rp-spare,bus=pcie.0,chassis=9,slot=9"]
     if scenario.standby:
         arguments += ["-device", _option(_standby(scenario))]
-    if scenario.has_primary and not (incoming and scenario.managed):
-        arguments += ["-device", _option(primary_device(scenario, incoming=incoming))]
+    if primary:
+        arguments += ["-device", _option(primary)]
     return arguments
 
 
-def primary_device(scenario: Scenario, *, incoming: bool) -> dict[str, str]:
-    """The primary as device_add wants it."""
-    device = {
-        "driver": scenario.primary,
-        "id": PRIMARY_ID,
+def _datapaths(scenario: Scenario) -> list[str]:
+    datapaths = {"standby": scenario.standby, "primary": scenario.has_primary}
+    return [name for name, there in datapaths.items() if there]
+
+
+def emulated_primary(scenario: Scenario, host: Host, *, incoming: bool) -> dict[str, str]:
+    """A NIC that QEMU emulates as the primary, as device_add wants it; the host must be one that has a primary."""
+    return {
+        "driver": str(scenario.primary_on(host)),
         "netdev": "net-primary",
-        "bus": "rp-primary",
         "mac": scenario.destination_primary_mac if incoming else MAC,
         "romfile": "",
+        **_primary(scenario),
     }
-    if not scenario.managed:
-        device["failover_pair_id"] = STANDBY_ID
-    return device
+
+
+def assigned_primary(scenario: Scenario, address: str) -> dict[str, str]:
+    """A host's PCI function as the primary, as device_add wants it; `address` is where the host has it."""
+    return {"driver": "vfio-pci", "host": address, **_primary(scenario)}
+
+
+def _primary(scenario: Scenario) -> dict[str, str]:
+    pair = {} if scenario.managed else {"failover_pair_id": STANDBY_ID}
+    return {"id": PRIMARY_ID, "bus": "rp-primary", **pair}
 
 
 def twin_device() -> dict[str, str]:
@@ -151,20 +183,20 @@ def _standby(scenario: Scenario) -> dict[str, str]:
     return device
 
 
-def _option(device: dict[str, str]) -> str:
+def _option(device: Mapping[str, str]) -> str:
     driver, *rest = device.items()
     return ",".join([driver[1], *(f"{key}={value}" for key, value in rest)])
 
 
-def agent_arguments(fd: int, port_name: str) -> list[str]:
-    """The virtio-serial port of the guest agent, on an open socket."""
+def agent_arguments(end: str, port_name: str) -> list[str]:
+    """The virtio-serial port of the guest agent, on the socket that `end` describes (fd=N or host=...,port=...)."""
     return [
         "-device", "virtio-serial-pci,max_ports=2",
-        "-chardev", f"socket,id=agent,fd={fd}",
+        "-chardev", f"socket,id=agent,{end}",
         "-device", f"virtserialport,chardev=agent,name={port_name}",
     ]  # fmt: skip
 
 
-def monitor_arguments(fd: int) -> list[str]:
-    """A QMP monitor on an open socket."""
-    return ["-chardev", f"socket,id=qmp,fd={fd}", "-mon", "chardev=qmp,mode=control"]
+def monitor_arguments(end: str) -> list[str]:
+    """A QMP monitor on the socket that `end` describes (fd=N or host=...,port=...)."""
+    return ["-chardev", f"socket,id=qmp,{end}", "-mon", "chardev=qmp,mode=control"]

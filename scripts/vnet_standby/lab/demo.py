@@ -4,28 +4,52 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from vnet_standby.build.host_image import host_image
 from vnet_standby.build.image import GuestImage
 from vnet_standby.lab.accelerator import choose_accelerator
+from vnet_standby.lab.binaries import qemu_under_test
 from vnet_standby.lab.command import QemuBinary
+from vnet_standby.lab.flat import Flat
 from vnet_standby.lab.lab import QUIET_S, Lab
+from vnet_standby.lab.nested import Nested
 from vnet_standby.lab.scenario import Scenario
+from vnet_standby.lab.topology import Topology
 
 
-async def measure_migration(
+async def topology_of(
     scenario: Scenario,
     qemu: QemuBinary,
     image: GuestImage,
-    run: Path,
     accelerator_cache: Path,
-    say: Callable[[str], None],
+    kernel: str | None = None,
+) -> Topology:
+    """The topology that a scenario asks for, not created yet; the hosts of the nested one run `kernel`.
+
+    The emulated hardware of the nested one is always our own build: the series makes its SR-IOV NIC behave.
+    """
+    if scenario.topology == "flat":
+        chosen = await choose_accelerator(qemu, image.kernel, image.initramfs, accelerator_cache)
+        return Flat(scenario, qemu, image, chosen)
+    hardware = qemu_under_test("patched")
+    host = host_image(qemu.path, image, kernel)
+    chosen = await choose_accelerator(hardware, image.kernel, image.initramfs, accelerator_cache)
+    return Nested(scenario, qemu, hardware, host, chosen)
+
+
+async def measure_migration(
+    scenario: Scenario, topology: Topology, run: Path, say: Callable[[str], None]
 ) -> None:
     """Migrate the scenario's VM from host a to host b under traffic; the records are in `run` afterwards.
 
     `say` gets a line before each step that takes a while. Raises `VnetStandbyError` if a step fails.
     """
-    accelerator = await choose_accelerator(qemu, image.kernel, image.initramfs, accelerator_cache)
-    say(f"booting the VM on host a ({scenario.guest}, {qemu.machine}, {accelerator})")
-    async with Lab(scenario, qemu, image, accelerator, run) as lab:
+    if scenario.topology == "nested":
+        say("booting the hosts a and b, setting a primary aside on each")
+    async with Lab(scenario, topology, run) as lab:
+        facts = topology.facts()
+        say(
+            f"booting the VM on host a ({scenario.guest}, {topology.binaries['a'].machine}, {facts['accelerator']})"
+        )
         await lab.start_vm()
         await lab.start_destination()
         say(

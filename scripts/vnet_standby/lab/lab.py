@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A run as a story: start the VM, start the traffic, migrate, stop, and there are its records.
 
-async with Lab(scenario, qemu, image, accelerator, run) as lab:
+async with Lab(scenario, topology, run) as lab:
 await lab.start_vm()
 await lab.start_traffic()
 await lab.migrate()
@@ -19,57 +19,36 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from vnet_standby.build.image import GuestImage
 from vnet_standby.errors import VnetStandbyError
 from vnet_standby.lab import traffic
-from vnet_standby.lab.accelerator import Accelerator
 from vnet_standby.lab.agent import Link
-from vnet_standby.lab.command import (
-    PRIMARY_ID,
-    QemuBinary,
-    kernel_arguments,
-    machine_arguments,
-    nic_arguments,
-    ports,
-    primary_device,
-    twin_device,
-)
+from vnet_standby.lab.command import PRIMARY_ID, twin_device, write_boot_settings
 from vnet_standby.lab.events import Event, EventLog
 from vnet_standby.lab.namespace import enter_private_network
-from vnet_standby.lab.network import PEER, Host, create_network
-from vnet_standby.lab.scenario import MAC, Scenario
+from vnet_standby.lab.network import PEER
+from vnet_standby.lab.scenario import MAC, Host, Scenario
+from vnet_standby.lab.topology import Topology
 from vnet_standby.lab.vm import Vm, running_vm
 
 BOOT_S = 120
 REACHABLE_S = 30
+RESET_S = 30
 UNPLUG_S = 30  # native PCIe hotplug waits 5 s on the attention button (PCIe base spec 6.7.1.5) before it ejects
 MIGRATION_S = 300
 QUIET_S = 5.0  # the noise floor is measured before the migration
 AFTERMATH_S = 6.0  # the slowest failback seen (e1000: 2 s of link-up time) and some more
-_INCOMING = "tcp:127.0.0.1:4444"  # of the private namespace
 _END_STATES = ("completed", "failed", "cancelled")
 
 
 class Lab:
-    """The flat topology with one VM that moves between hosts a and b."""
+    """One VM that moves between hosts a and b of a topology."""
 
-    def __init__(
-        self,
-        scenario: Scenario,
-        qemu: QemuBinary,
-        image: GuestImage,
-        accelerator: Accelerator,
-        run: Path,
-        *,
-        destination_qemu: QemuBinary | None = None,
-    ) -> None:
-        """`run` is the folder for records and logs; `destination_qemu` runs host b if it is another one."""
+    def __init__(self, scenario: Scenario, topology: Topology, run: Path) -> None:
+        """`run` is the folder for records and logs."""
         self.scenario = scenario
         self.run = run
         self.events = EventLog()
-        self._binaries: dict[Host, QemuBinary] = {"a": qemu, "b": destination_qemu or qemu}
-        self._image = image
-        self._accelerator = accelerator
+        self.topology = topology
         self._commands: dict[str, str] = {}
         self._running: Vm | None = None
         self._destination: Vm | None = None
@@ -86,7 +65,12 @@ class Lab:
             self._require_standby_property()
         self.run.mkdir(parents=True, exist_ok=True)
         enter_private_network()
-        await create_network(ports(self.scenario))
+        try:
+            await self.topology.create(self.events, self.run)
+        except BaseException:
+            await self.topology.close()
+            self.write_records()
+            raise
         return self
 
     async def __aexit__(
@@ -99,6 +83,7 @@ class Lab:
         for host in list(self._vms):
             await self._end(host)
         await self._stack.aclose()
+        await self.topology.close()
         self.write_records()
 
     @property
@@ -111,7 +96,7 @@ class Lab:
         """Boot the VM on a host and wait until the peer reaches it and its primary carries the traffic."""
         self._running = await self._launch(host, incoming=False)
         await self.vm.bounded(self.vm.agent.wait_alive(), BOOT_S, f"booting the guest on {host}")
-        if self.scenario.has_primary:
+        if self.scenario.primary_on(host):
             await self.wait_primary()
         if not await traffic.wait_reachable(REACHABLE_S):
             raise VnetStandbyError(
@@ -121,12 +106,10 @@ class Lab:
 
     async def wait_primary(self, seconds: float = REACHABLE_S) -> None:
         """Wait until the guest has its primary enslaved and with carrier."""
+        driver = self.scenario.driver_on(self._here())
 
         def ready(links: Sequence[Link]) -> bool:
-            return any(
-                link.driver == self.scenario.primary and link.master and link.carrier
-                for link in links
-            )
+            return any(link.driver == driver and link.master and link.carrier for link in links)
 
         await self.wait_links(ready, "the guest enslaving its primary", seconds)
 
@@ -144,6 +127,27 @@ class Lab:
 
         await self.vm.bounded(changed(), seconds, what)
 
+    async def expect_guest(self, event: str, seconds: float, since: int = 0) -> Event:
+        """Wait for the guest to tell of a change, e.g. "gone", recorded as number `since` or later."""
+
+        def wanted(told: Event) -> bool:
+            return told.who == "guest" and told.event == event
+
+        waiting = self.events.wait(wanted, since)
+        return await self.vm.bounded(waiting, seconds, f"waiting for {event} in the guest")
+
+    async def reset(self, **settings: str) -> None:
+        """Reset the VM and wait until it has booted with these settings of guest/image/init, overriding its own.
+
+        Needs a scenario with `resettable`.
+        """
+        write_boot_settings(self.run, settings)
+        since = len(self.events)
+        await self.vm.execute("system_reset")
+        await self.vm.expect("RESET", RESET_S, since)
+        self.vm.agent.forget_alive()
+        await self.vm.bounded(self.vm.agent.wait_alive(), BOOT_S, "booting after a reset")
+
     async def plug_twin(self) -> None:
         """Plug a second NIC with the pair's MAC into the spare port, wait until the guest has it."""
         before = len(await self.vm.agent.links())
@@ -152,11 +156,12 @@ class Lab:
 
     async def start_traffic(self) -> None:
         """Start capture and streams, and let them run undisturbed for the noise floor."""
-        interfaces = [PEER, *(port.name for port in ports(self.scenario))]
+        interfaces = [PEER, *self.topology.ports]
         self._capture = await self._stack.enter_async_context(
             traffic.helper("capture", *traffic.capture_arguments(self.run, interfaces))
         )
         await traffic.wait_ready(self._capture, "the capture")
+        await self.topology.start_recording()
         agent = self.vm.agent
         await agent.ask("forget")
         await self._lab_event("traffic-start")
@@ -183,6 +188,7 @@ class Lab:
         await traffic.write_guest_records(
             self.vm.agent, self._samples + self.vm.agent.clock_samples, self.run
         )
+        await self.topology.write_records(self.run)
         self.write_records()
 
     async def migrate(self) -> dict[str, Any]:
@@ -203,9 +209,9 @@ class Lab:
         source = self.vm
         self._mark = len(self.events)
         await self._lab_event("migrate", {"from": source.name, "to": self._destination.name})
-        if self.scenario.managed:
+        if self.scenario.managed and self.scenario.primary_on(self._here()):
             await source.unplug(PRIMARY_ID, UNPLUG_S)
-        await source.execute("migrate", uri=_INCOMING)
+        await source.execute("migrate", uri=self.topology.migration_uri(self._other()))
 
     async def wait_status(self, *statuses: str, seconds: float = MIGRATION_S) -> str:
         """Wait until the migration under way has one of these states, return it."""
@@ -240,10 +246,13 @@ class Lab:
         await destination.expect("RESUME", BOOT_S, self._mark)
         self._samples += source.agent.clock_samples
         self._running, self._destination = destination, None
-        if self.scenario.managed:
-            await destination.plug(primary_device(self.scenario, incoming=True))
+        await self._plug_managed(incoming=True)
         await asyncio.sleep(AFTERMATH_S)
         return result
+
+    async def end_source(self) -> None:
+        """End the QEMU that the last migration left behind; what it had of its host is free then."""
+        await self._end(self._other())
 
     async def cancel_migration(self) -> None:
         """Cancel the migration under way; the guest goes on at the source."""
@@ -251,6 +260,13 @@ class Lab:
         await self.vm.execute("migrate_cancel")
         await self.wait_status("cancelled")
         await self.stay()
+
+    async def failed_migration(self) -> str:
+        """Wait until the migration under way has failed, return the reason; the guest goes on at the source."""
+        await self.wait_status("failed")
+        result = await self.vm.execute("query-migrate")
+        await self.stay()
+        return str(result.get("error-desc", ""))
 
     async def kill_destination(self) -> None:
         """Let the destination crash in the migration under way; the guest goes on at the source."""
@@ -264,49 +280,53 @@ class Lab:
         await self._lab_event("migrated", await self.vm.execute("query-migrate"))
         await self._end(self._other())
         self._destination = None
-        if self.scenario.managed:
-            await self.vm.plug(primary_device(self.scenario, incoming=False))
+        await self._plug_managed(incoming=False)
         await asyncio.sleep(AFTERMATH_S)
 
     def write_records(self) -> None:
         """Write events.jsonl and run.json as far as they are known."""
         self.events.write(self.run / "events.jsonl")
         scenario = asdict(self.scenario)
-        qemu = {f"qemu on {host}": binary.version for host, binary in self._binaries.items()}
+        binaries = self.topology.binaries
+        known = self.topology.facts()
         facts = {
             **scenario,
             "mac": MAC,
-            "ports": {port.name: port.datapath for port in ports(self.scenario)},
+            "ports": dict(self.topology.ports),
+            "commands": self._commands,
+            **known,
             "versions": {
-                **qemu,
-                "machine": self._binaries["a"].machine,
-                "guest kernel": self._image.version,
+                **{f"qemu on {host}": binary.version for host, binary in binaries.items()},
+                "machine": binaries["a"].machine,
+                **known["versions"],
                 "host kernel": platform.release(),
                 "python": platform.python_version(),
             },
-            "commands": self._commands,
-            "accelerator": self._accelerator,
         }
         (self.run / "run.json").write_text(json.dumps(facts, indent=1) + "\n")
 
     async def _launch(self, host: Host, *, incoming: bool) -> Vm:
         await self._end(host)  # a source that was left behind by an earlier migration
-        qemu = self._binaries[host]
-        arguments = [
-            *machine_arguments(qemu, self._accelerator, self.scenario.ram_mib, self.scenario.hotplug),
-            "-kernel", str(self._image.kernel), "-initrd", str(self._image.initramfs),
-            "-append", kernel_arguments(self.scenario),
-            *nic_arguments(self.scenario, host, incoming=incoming),
-        ]  # fmt: skip
+        if self.scenario.resettable:
+            write_boot_settings(self.run, {})
+        arguments = self.topology.vm_arguments(host, self.run, incoming=incoming)
         if incoming:
             arguments += ["-incoming", "defer"]
         stack = contextlib.AsyncExitStack()
         self._vms[host] = stack
         vm = await stack.enter_async_context(
-            running_vm(host, qemu.path, arguments, self.events, self.run)
+            running_vm(
+                self.topology.vm(host, self.events, self.run), arguments, self.topology.launch(host)
+            )
         )
         self._commands[host] = vm.command
         return vm
+
+    async def _plug_managed(self, *, incoming: bool) -> None:
+        """Give the VM the primary of the host that it is on now, where that is management's task."""
+        primary = self.topology.primary(self._here(), incoming=incoming)
+        if self.scenario.managed and primary:
+            await self.vm.plug(primary)
 
     async def _end(self, host: Host) -> None:
         stack = self._vms.pop(host, None)
@@ -321,7 +341,11 @@ class Lab:
         await source.execute(
             "migrate-set-parameters", **{"max-bandwidth": self.scenario.bandwidth_mib_s << 20}
         )
-        await destination.execute("migrate-incoming", uri=_INCOMING)
+        uri = self.topology.migration_uri(self._other())
+        await destination.execute("migrate-incoming", uri=uri)
+
+    def _here(self) -> Host:
+        return "a" if self.vm.name == "a" else "b"
 
     def _other(self) -> Host:
         return "b" if self.vm.name == "a" else "a"
@@ -330,7 +354,7 @@ class Lab:
         await self.events.add("lab", event, data or {})
 
     def _require_standby_property(self) -> None:
-        for host, binary in self._binaries.items():
+        for host, binary in self.topology.binaries.items():
             if not binary.has_standby_property:
                 raise VnetStandbyError(
                     f"{binary.path} (host {host}) has no virtio-net property standby; use the patched QEMU"

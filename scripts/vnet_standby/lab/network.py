@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The flat topology: a Linux bridge with the peer and the taps of two hosts.
+"""The lab's network: a Linux bridge with the peer and the ports of two hosts, called a and b.
 
-    peer ---- peer-br --[ br0 ]-- a-standby, a-primary, b-standby, b-primary
+    flat:    peer ---- peer-br --[ br0 ]-- a-standby, a-primary, b-standby, b-primary
+    nested:  peer ---- peer-br --[ br0 ]-- a-uplink, a-nic, b-uplink, b-nic
+             the lab (an address of the bridge itself) --[ mgmt ]-- a-mgmt, b-mgmt
 
-The hosts are called a and b; each has a tap for the VM's standby and, where the VM has one, for its primary. The two
-hosts share one bridge, so what the bridge learns is what a switch between real hosts would learn.
+Flat, each host is a QEMU on this machine and has a tap for the VM's standby and, where the VM has one, for its primary.
+Nested, each host is an emulated machine; its ports are the wires of its NICs. The two hosts share one bridge, so what
+the bridge learns is what a switch between real hosts would learn.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from pyroute2 import AsyncIPRoute, NetlinkError
 
 from vnet_standby.errors import VnetStandbyError
 from vnet_standby.traffic.probe import PEER_ADDRESS
 
-Host = Literal["a", "b"]
-Datapath = Literal["standby", "primary"]
-
 BRIDGE = "br0"
+MANAGEMENT = "mgmt"
+MANAGEMENT_ADDRESS = "198.51.100.1"  # RFC 5737, TEST-NET-2
 PEER = "peer"
 PEER_MAC = "02:00:00:00:00:01"
 PREFIX_LENGTH = 24
@@ -29,21 +29,8 @@ PREFIX_LENGTH = 24
 _ANSWER_ON_OWN_INTERFACE_ONLY = ("/proc/sys/net/ipv4/conf/all/arp_ignore", "1")
 
 
-@dataclass(frozen=True)
-class Port:
-    """A tap of the bridge: which host's, and which datapath's."""
-
-    host: Host
-    datapath: Datapath
-
-    @property
-    def name(self) -> str:
-        """The tap's interface name."""
-        return f"{self.host}-{self.datapath}"
-
-
-async def create_network(ports: Sequence[Port]) -> None:
-    """Create bridge, peer and taps in the current network namespace, all up.
+async def create_network(taps: Sequence[str], management: Sequence[str] = ()) -> None:
+    """Create bridge, peer and taps in the current network namespace, all up; a second bridge if it has any taps.
 
     They vanish with the namespace, so nothing has to be removed. Raises `VnetStandbyError` if the kernel lacks one of
     them.
@@ -57,17 +44,28 @@ async def create_network(ports: Sequence[Port]) -> None:
             await _add(ip, PEER, kind="veth", peer={"ifname": f"{PEER}-br"}, address=PEER_MAC)
             await _up(ip, f"{PEER}-br", master=await _index(ip, BRIDGE))
             await _up(ip, PEER)
-            await ip.addr(
-                "add", index=await _index(ip, PEER), address=PEER_ADDRESS, prefixlen=PREFIX_LENGTH
-            )
-            for port in ports:
-                await _add(ip, port.name, kind="tuntap", mode="tap")
-                await _up(ip, port.name, master=await _index(ip, BRIDGE))
+            await _address(ip, PEER, PEER_ADDRESS)
+            await _add_taps(ip, taps, BRIDGE)
             await _up(ip, BRIDGE)
+            if management:
+                await _add(ip, MANAGEMENT, kind="bridge", br_forward_delay=0)
+                await _add_taps(ip, management, MANAGEMENT)
+                await _up(ip, MANAGEMENT)
+                await _address(ip, MANAGEMENT, MANAGEMENT_ADDRESS)
         except (NetlinkError, OSError) as error:
             raise VnetStandbyError(
                 f"the lab's network can't be made: {error}; the kernel needs bridge, veth and tun"
             ) from error
+
+
+async def _add_taps(ip: AsyncIPRoute, taps: Sequence[str], bridge: str) -> None:
+    for tap in taps:
+        await _add(ip, tap, kind="tuntap", mode="tap")
+        await _up(ip, tap, master=await _index(ip, bridge))
+
+
+async def _address(ip: AsyncIPRoute, name: str, address: str) -> None:
+    await ip.addr("add", index=await _index(ip, name), address=address, prefixlen=PREFIX_LENGTH)
 
 
 async def _add(ip: AsyncIPRoute, name: str, **attributes: object) -> None:

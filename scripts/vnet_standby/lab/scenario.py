@@ -4,16 +4,34 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from vnet_standby.errors import VnetStandbyError
+
+Host = Literal["a", "b"]
 GuestKind = Literal["vnet-standby", "net-failover", "bond", "virtio"]
 Hotplug = Literal["acpi", "pcie"]
-PrimaryModel = Literal["e1000e", "e1000"]
+TopologyName = Literal["flat", "nested"]
+PrimaryModel = Literal["e1000e", "e1000", "vf", "nic"]
+DestinationPrimary = Literal["same", "none"] | PrimaryModel
 TrafficKind = Literal["both", "to-guest", "from-guest"]
 Owner = Literal["qemu", "management"]
 Driver = Literal["standby", "primary"]
 
 GUEST_KINDS: tuple[GuestKind, ...] = get_args(GuestKind)
 HOTPLUGS: tuple[Hotplug, ...] = get_args(Hotplug)
-PRIMARY_MODELS: tuple[PrimaryModel, ...] = get_args(PrimaryModel)
+TOPOLOGIES: tuple[TopologyName, ...] = get_args(TopologyName)
+PRIMARY_MODELS: dict[TopologyName, tuple[PrimaryModel, ...]] = {
+    "flat": ("e1000e", "e1000"),
+    "nested": ("vf", "nic"),
+}
+"""The primaries of each topology, its default first: emulated NICs, or what an emulated host passes through: an igb
+VF, or an e1000e as a whole."""
+
+_DRIVERS: dict[PrimaryModel, str] = {
+    "e1000e": "e1000e",
+    "e1000": "e1000",
+    "vf": "igbvf",
+    "nic": "e1000e",
+}
 TRAFFIC_KINDS: tuple[TrafficKind, ...] = get_args(TrafficKind)
 
 MAC = "52:54:00:76:6e:01"
@@ -21,14 +39,20 @@ MAC = "52:54:00:76:6e:01"
 
 @dataclass(frozen=True)
 class Scenario:
-    """One set-up to be measured or tested."""
+    """One set-up to be measured or tested.
 
+    Raises `VnetStandbyError` for a primary that the topology doesn't have.
+    """
+
+    topology: TopologyName = "flat"
     guest: GuestKind = "net-failover"
     """vnet-standby: QEMU or management pairs the NICs, this project's driver unites them. net-failover: Linux's
     net_failover does. bond: the guest's administrator did, with active-backup bonding. virtio: plain virtio-net, no
     primary; the control."""
     hotplug: Hotplug = "acpi"
     primary: PrimaryModel = "e1000e"
+    destination_primary: DestinationPrimary = "same"
+    """The primary on host b: another model than on host a, the same, or none."""
     traffic: TrafficKind = "both"
     """to-guest: the guest falls silent before the migration, so that nothing of its own re-teaches the bridge."""
     rate_hz: int = 200
@@ -47,6 +71,34 @@ class Scenario:
     """Which NIC's driver the guest loads first."""
     spare_port: bool = False
     """An empty root port, for a device that the lab plugs by `Lab.plug_twin`."""
+
+    resettable: bool = False
+    """Whether `Lab.reset` can boot the VM anew, with other settings; flat topology only."""
+
+    def __post_init__(self) -> None:
+        """Check that the topology has the primaries."""
+        for model in (self.primary, self.destination_primary):
+            if model not in {"same", "none", *PRIMARY_MODELS[self.topology]}:
+                raise VnetStandbyError(
+                    f"the {self.topology} topology has no primary {model}; "
+                    f"it has {', '.join(PRIMARY_MODELS[self.topology])}"
+                )
+        if self.resettable and self.topology != "flat":
+            raise VnetStandbyError("only a VM of the flat topology can be reset by the lab")
+
+    def primary_on(self, host: Host) -> PrimaryModel | None:
+        """The primary that the VM has on a host; None if it has none there."""
+        if self.guest == "virtio":
+            return None
+        model = self.primary if host == "a" else self.destination_primary
+        if model == "none":
+            return None
+        return self.primary if model == "same" else model
+
+    def driver_on(self, host: Host) -> str | None:
+        """The guest's driver for its primary on a host; None if it has none there."""
+        model = self.primary_on(host)
+        return model and _DRIVERS[model]
 
     @property
     def has_primary(self) -> bool:

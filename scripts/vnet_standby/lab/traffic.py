@@ -3,7 +3,10 @@
 
 import asyncio
 import contextlib
+import ipaddress
+import os
 import socket
+import struct
 import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -18,6 +21,7 @@ _READY_S = 15
 _STOP_S = 60  # the capture writes its file at the end
 _ECHO_INTERVAL_S = 0.1
 _DUMP_S = 120
+_ICMPV6_ECHO_REQUEST, _ICMPV6_ECHO_REPLY = 128, 129
 
 
 @contextlib.asynccontextmanager
@@ -100,6 +104,41 @@ async def _echo(loop: asyncio.AbstractEventLoop, asker: socket.socket, number: i
     except OSError:  # an ICMP or ARP failure of an earlier request: not answered yet
         await asyncio.sleep(_ECHO_INTERVAL_S)
         return False
+
+
+async def echoes_over_ipv6(mac: str, seconds: float = 15) -> bool:
+    """Whether the NIC with this MAC answers the peer's ICMPv6 echo requests (RFC 4443) to its link-local address."""
+    loop = asyncio.get_running_loop()
+    target = (str(_link_local(mac)), 0, 0, socket.if_nametoindex(PEER))
+    request = struct.pack("!BBHHH", _ICMPV6_ECHO_REQUEST, 0, 0, os.getpid() & 0xFFFF, 1)
+    with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as asker:
+        asker.setblocking(False)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while True:
+                    await loop.sock_sendto(asker, request, target)
+                    if await _icmpv6_reply(asker):
+                        return True
+    return False
+
+
+async def _icmpv6_reply(asker: socket.socket) -> bool:
+    loop = asyncio.get_running_loop()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(
+            1
+        ):  # RFC 4861: RETRANS_TIMER, between two neighbour solicitations
+            while True:
+                if (await loop.sock_recv(asker, 2048))[0] == _ICMPV6_ECHO_REPLY:
+                    return True
+    return False
+
+
+def _link_local(mac: str) -> ipaddress.IPv6Address:
+    """The link-local address that an interface makes from its MAC (RFC 4291, appendix A)."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    identifier = bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:]
+    return ipaddress.IPv6Address(b"\xfe\x80" + bytes(6) + identifier)
 
 
 def capture_arguments(run: Path, interfaces: Sequence[str]) -> list[str]:

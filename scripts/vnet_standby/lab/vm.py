@@ -4,11 +4,11 @@
 import asyncio
 import contextlib
 import shlex
-import signal
 import socket
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from qemu.qmp import ConnectError, EventListener, ExecuteError, QMPClient, QMPError
 
@@ -24,23 +24,64 @@ _QUIT_TIMEOUT_S = 5
 _CONSOLE_LINES = 30
 
 
+class QemuProcess(Protocol):
+    """The process that runs a VM, on this machine or on an emulated host."""
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit status; None as long as it runs."""
+
+    async def wait(self) -> int:
+        """Wait for its end and return the exit status."""
+
+    async def kill(self) -> None:
+        """End it as a crash would, without waiting for it."""
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A QEMU that was started, and our ends of its monitor and its guest agent's port."""
+
+    process: QemuProcess
+    command: str
+    qmp: socket.socket
+    agent: socket.socket
+
+
+Launch = Callable[["Vm", Sequence[str]], Awaitable[Launched]]
+"""Starts a QEMU with these arguments, and a monitor and the agent's port beside them."""
+
+
 class Vm:
     """A running QEMU. Made by `running_vm`."""
 
-    def __init__(self, name: str, events: EventLog, logs: Path) -> None:
-        """`name` is the host it stands for; `logs` gets console and error output."""
+    def __init__(
+        self,
+        name: str,
+        events: EventLog,
+        logs: Path,
+        *,
+        inside: str = "guest",
+        lab_time: Callable[[float], float] = lambda t: t,
+    ) -> None:
+        """`name` is the host it stands for; `logs` gets console and error output.
+
+        `inside` is whose events its link changes are. `lab_time` turns a time of the clock that QEMU runs by into ours.
+        """
         self.name = name
+        self._inside = inside
+        self._lab_time = lab_time
         self.events = events
         self.console = logs / f"{name}-console.log"
         self.stderr = logs / f"{name}-qemu.log"
         self.command = ""
         self.agent = Agent(name, self._guest_event)
         self._qmp = QMPClient(name)
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: QemuProcess | None = None
         self._recording: asyncio.Task[None] | None = None
 
     @property
-    def process(self) -> asyncio.subprocess.Process:
+    def process(self) -> QemuProcess:
         """The QEMU process."""
         assert self._process is not None, "the VM was not started"
         return self._process
@@ -118,7 +159,7 @@ class Vm:
     async def kill(self) -> None:
         """End QEMU as a crash would."""
         await self.events.add("lab", "kill", {"host": self.name})
-        self.process.kill()
+        await self.process.kill()
         await self.process.wait()
 
     def console_tail(self) -> str:
@@ -130,39 +171,21 @@ class Vm:
             return f"; its console {self.console} is empty"
         return "; the last lines of its console:\n" + "\n".join(f"  | {line}" for line in lines)
 
-    async def start(self, arguments: Sequence[str], binary: Path) -> None:
-        """Start QEMU with a QMP monitor and the agent's port beside `arguments`."""
-        qmp_end, qmp_qemu = socket.socketpair()
-        agent_end, agent_qemu = socket.socketpair()
-        for end in (qmp_end, agent_end):
-            end.setblocking(False)
-        argv = [
-            str(binary),
-            *arguments,
-            "-serial", f"file:{self.console}",
-            *qemu_command.monitor_arguments(qmp_qemu.fileno()),
-            *qemu_command.agent_arguments(agent_qemu.fileno(), PORT_NAME),
-        ]  # fmt: skip
-        self.command = shlex.join(argv)
-        with qmp_qemu, agent_qemu, self.stderr.open("wb") as stderr:
-            # The parent-death signal: no QEMU outlives a lab that was killed and could not clean up.
-            self._process = await asyncio.create_subprocess_exec(
-                "setpriv", "--pdeathsig", "KILL", *argv,
-                pass_fds=(qmp_qemu.fileno(), agent_qemu.fileno()),
-                stdin=asyncio.subprocess.DEVNULL, stdout=stderr, stderr=stderr,
-                start_new_session=True,
-            )  # fmt: skip
+    async def start(self, arguments: Sequence[str], launch: Launch) -> None:
+        """Start QEMU and talk to it."""
+        launched = await launch(self, arguments)
+        self._process, self.command = launched.process, launched.command
         listener = EventListener()
         self._qmp.register_listener(listener)
         self._recording = asyncio.create_task(self._record_events(listener))
         try:
-            await self.bounded(self._qmp.connect(qmp_end), _QMP_TIMEOUT_S, "starting QEMU")
+            await self.bounded(self._qmp.connect(launched.qmp), _QMP_TIMEOUT_S, "starting QEMU")
         except ConnectError as error:
             await self._wait_exit()
             raise VnetStandbyError(
                 f"QEMU on {self.name} does not start: {self._last_words()}; its command line: {self.command}"
             ) from error
-        await self.agent.open(agent_end)
+        await self.agent.open(launched.agent)
 
     async def stop(self) -> None:
         """End QEMU, politely first, and close everything."""
@@ -185,10 +208,12 @@ class Vm:
             async with asyncio.timeout(_QUIT_TIMEOUT_S):
                 await self.process.wait()
         except TimeoutError:
-            self.process.send_signal(signal.SIGKILL)
+            await self.process.kill()
             await self.process.wait()
 
     def _last_words(self) -> str:
+        if not self.stderr.exists():
+            return "no message"
         lines = self.stderr.read_text(errors="replace").strip().splitlines()
         return lines[-1] if lines else f"no message; see {self.stderr}"
 
@@ -202,21 +227,68 @@ class Vm:
                 self.name,
                 str(message["event"]),
                 data,
-                stamp["seconds"] + stamp["microseconds"] / 1e6,
+                self._lab_time(stamp["seconds"] + stamp["microseconds"] / 1e6),
             )
 
     async def _guest_event(self, event: str, data: dict[str, object]) -> None:
-        await self.events.add("guest", event, data)
+        await self.events.add(self._inside, event, data)
+
+
+class LocalProcess:
+    """A QEMU process of this machine."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        """`process` is the one that was started."""
+        self._process = process
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit status; None as long as it runs."""
+        return self._process.returncode
+
+    async def wait(self) -> int:
+        """Wait for its end and return the exit status."""
+        return await self._process.wait()
+
+    async def kill(self) -> None:
+        """End it as a crash would."""
+        if self._process.returncode is None:
+            self._process.kill()
+
+
+def local(binary: Path) -> Launch:
+    """A way to start a QEMU on this machine."""
+
+    async def launch(vm: Vm, arguments: Sequence[str]) -> Launched:
+        qmp_end, qmp_qemu = socket.socketpair()
+        agent_end, agent_qemu = socket.socketpair()
+        for end in (qmp_end, agent_end):
+            end.setblocking(False)
+        argv = [
+            str(binary),
+            *arguments,
+            "-serial", f"file:{vm.console}",
+            *qemu_command.monitor_arguments(f"fd={qmp_qemu.fileno()}"),
+            *qemu_command.agent_arguments(f"fd={agent_qemu.fileno()}", PORT_NAME),
+        ]  # fmt: skip
+        with qmp_qemu, agent_qemu, vm.stderr.open("wb") as stderr:
+            # The parent-death signal: no QEMU outlives a lab that was killed and could not clean up.
+            process = await asyncio.create_subprocess_exec(
+                "setpriv", "--pdeathsig", "KILL", *argv,
+                pass_fds=(qmp_qemu.fileno(), agent_qemu.fileno()),
+                stdin=asyncio.subprocess.DEVNULL, stdout=stderr, stderr=stderr,
+                start_new_session=True,
+            )  # fmt: skip
+        return Launched(LocalProcess(process), shlex.join(argv), qmp_end, agent_end)
+
+    return launch
 
 
 @contextlib.asynccontextmanager
-async def running_vm(
-    name: str, binary: Path, arguments: Sequence[str], events: EventLog, logs: Path
-) -> AsyncIterator[Vm]:
+async def running_vm(vm: Vm, arguments: Sequence[str], launch: Launch) -> AsyncIterator[Vm]:
     """A QEMU for as long as the context lasts."""
-    vm = Vm(name, events, logs)
     try:
-        await vm.start(arguments, binary)
+        await vm.start(arguments, launch)
         yield vm
     finally:
         await vm.stop()

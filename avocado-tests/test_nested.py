@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Two emulated hosts with SR-IOV NICs, and a VM that moves between them with a VF passed through."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+from labtest import BANDWIDTH_MIB_S, LabTest
+from vnet_standby.lab.emulated_host import TAP
+from vnet_standby.lab.lab import Lab
+from vnet_standby.lab.nested import Nested
+from vnet_standby.lab.scenario import MAC, Host
+from vnet_standby.lab.traffic import echoes_over_ipv6
+
+SLOW_MIB_S = 10  # leaves time to interfere with the RAM phase
+RAM_MIB = 256
+
+
+class NestedTest(LabTest):
+    """Base of the tests with emulated hosts."""
+
+    timeout = 600
+
+    @contextlib.asynccontextmanager
+    async def hosts(self, **scenario: Any) -> AsyncIterator[tuple[Lab, Nested]]:
+        """A lab with two emulated hosts, and those hosts."""
+        defaults = {
+            "topology": "nested",
+            "primary": "vf",
+            "ram_mib": RAM_MIB,
+            "bandwidth_mib_s": BANDWIDTH_MIB_S,
+        }
+        async with self.lab(**{**defaults, **scenario}) as lab:
+            assert isinstance(lab.topology, Nested)
+            yield lab, lab.topology
+
+    async def tap_packets(self, nested: Nested, host: Host) -> int:
+        """What a host's VM has sent through its standby so far."""
+        counter = f"/sys/class/net/{TAP}/statistics/rx_packets"
+        return int(await nested.hosts[host].run(f"cat {counter}"))
+
+    async def primary_packets(self, lab: Lab) -> int:
+        """What the guest has sent through its primary so far."""
+        links = await lab.vm.agent.links()
+        primary = next(link.name for link in links.values() if link.driver == "igbvf")
+        counters = f"/sys/class/net/{primary}/statistics/tx_packets"
+        return int(await lab.vm.agent.run(f"cat {counters}"))
+
+
+class NestedHosts(NestedTest):
+    """
+    :avocado: tags=nested
+    """
+
+    async def test_there_and_back(self) -> None:
+        """The VF carries the traffic before and after, the tap only in between; each host gets its VF back.
+
+        :avocado: tags=quick
+        """
+        async with self.hosts(guest="vnet-standby") as (lab, nested):
+            await lab.start_vm()
+            tap = await self.tap_packets(nested, "a")
+            vf = await self.primary_packets(lab)
+            await lab.start_traffic()
+            self.assertGreater(await self.primary_packets(lab), vf + 500, "probes through the VF")
+            self.assertEqual(await self.tap_packets(nested, "a"), tap, "packets through the tap")
+            await lab.migrate()
+            await lab.wait_primary()
+            await lab.end_source()
+            await nested.release("a")
+            self.assertEqual(await self.driver_of_vf(nested, "a"), "igbvf")
+            await nested.assign("a")
+            await lab.migrate()
+            await lab.wait_primary()
+            await lab.stop_traffic()
+            await lab.end_source()
+            await nested.release("b")
+            self.assertEqual(await self.driver_of_vf(nested, "b"), "igbvf")
+        verdict = self.judge()
+        self.assert_sound(verdict)
+        self.assert_persists(verdict)
+        there = ["a-primary", "a-standby", "b-standby", "b-primary"]
+        back = ["b-standby", "a-standby", "a-primary"]
+        self.assertEqual(self.route(verdict, "from_guest"), there + back)
+
+    async def test_net_failover(self) -> None:
+        await self.migrate(guest="net-failover")
+
+    async def test_destination_without_primary(self) -> None:
+        async with self.hosts(guest="vnet-standby", destination_primary="none") as (lab, nested):
+            await lab.start_vm()
+            await lab.start_traffic()
+            await lab.migrate()
+            drivers = {link.driver for link in (await lab.vm.agent.links()).values()}
+            self.assertNotIn("igbvf", drivers)
+            sent = await self.tap_packets(nested, "b")
+            await lab.stop_traffic()
+            self.assertGreater(await self.tap_packets(nested, "b"), sent)
+        verdict = self.judge()
+        self.assert_persists(verdict)
+        self.assertEqual(self.route(verdict, "from_guest"), ["a-primary", "a-standby", "b-standby"])
+
+    async def test_other_vendor_on_the_destination(self) -> None:
+        await self.migrate(guest="vnet-standby", destination_primary="nic")
+
+    async def test_other_vendor_on_the_source(self) -> None:
+        await self.migrate(guest="vnet-standby", primary="nic", destination_primary="vf")
+
+    async def test_cancel(self) -> None:
+        async with self.hosts(guest="vnet-standby", bandwidth_mib_s=SLOW_MIB_S) as (lab, _):
+            await lab.start_vm()
+            await lab.start_traffic()
+            await lab.begin_migration()
+            await lab.wait_status("active")
+            await lab.cancel_migration()
+            await self.assert_stays(lab)
+
+    async def test_host_killed(self) -> None:
+        """A host that dies answers no TCP any more: management cancels, and the VM stays where it is."""
+        async with self.hosts(guest="vnet-standby", bandwidth_mib_s=SLOW_MIB_S) as (lab, nested):
+            await lab.start_vm()
+            await lab.start_traffic()
+            await lab.begin_migration()
+            await lab.wait_status("active")
+            await nested.kill("b")
+            await lab.cancel_migration()
+            await self.assert_stays(lab)
+
+    async def test_ipv6(self) -> None:
+        """A bridged PF gets the multicast that IPv6's neighbour discovery lives on."""
+        async with self.hosts(guest="virtio") as (lab, _):
+            await lab.start_vm()
+            self.assertTrue(await echoes_over_ipv6(MAC), "an answer to the peer's echo request")
+
+    async def migrate(self, **scenario: Any) -> None:
+        async with self.hosts(**scenario) as (lab, _):
+            await lab.start_vm()
+            await lab.start_traffic()
+            await lab.migrate()
+            await lab.wait_primary()
+            await lab.stop_traffic()
+        verdict = self.judge()
+        self.assert_persists(verdict)
+        self.assertEqual(
+            self.route(verdict, "from_guest"), ["a-primary", "a-standby", "b-standby", "b-primary"]
+        )
+
+    async def assert_stays(self, lab: Lab) -> None:
+        self.assertEqual(lab.vm.name, "a")
+        self.assertEqual((await lab.vm.execute("query-status"))["status"], "running")
+        await lab.wait_primary()
+        await lab.stop_traffic()
+        verdict = self.judge()
+        self.assert_sound(verdict)
+        self.assert_persists(verdict)
+        self.assertEqual(self.route(verdict, "from_guest"), ["a-primary", "a-standby", "a-primary"])
+
+    async def driver_of_vf(self, nested: Nested, host: Host) -> str:
+        uplink = await nested.hosts[host].netdev("uplink")
+        driver = await nested.hosts[host].run(
+            f"readlink /sys/class/net/{uplink}/device/virtfn0/driver"
+        )
+        return driver.rpartition("/")[2]

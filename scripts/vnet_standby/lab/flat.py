@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The flat topology: both hosts are QEMUs on this machine, whose taps are ports of one bridge."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vnet_standby.build.image import GuestImage
+from vnet_standby.lab.accelerator import Accelerator
+from vnet_standby.lab.command import (
+    QemuBinary,
+    boot_arguments,
+    emulated_primary,
+    machine_arguments,
+    nic_arguments,
+)
+from vnet_standby.lab.events import EventLog
+from vnet_standby.lab.network import create_network
+from vnet_standby.lab.scenario import Host, Scenario
+from vnet_standby.lab.vm import Launch, Vm, local
+
+_HOSTS: tuple[Host, ...] = ("a", "b")
+
+
+class Flat:
+    """See `vnet_standby.lab.topology.Topology`."""
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        qemu: QemuBinary,
+        image: GuestImage,
+        accelerator: Accelerator,
+        *,
+        destination_qemu: QemuBinary | None = None,
+    ) -> None:
+        """`destination_qemu` runs host b if it is another one."""
+        self.binaries: Mapping[Host, QemuBinary] = {"a": qemu, "b": destination_qemu or qemu}
+        self._scenario = scenario
+        self._image = image
+        self._accelerator = accelerator
+
+    @property
+    def ports(self) -> Mapping[str, str]:
+        """A tap a NIC on each host."""
+        scenario = self._scenario
+        ports = {f"{host}-standby": "standby" for host in _HOSTS if scenario.standby}
+        primaries = [host for host in _HOSTS if scenario.primary_on(host)]
+        return {**ports, **{f"{host}-primary": "primary" for host in primaries}}
+
+    async def create(self, _events: EventLog, _run: Path) -> None:
+        """Make the bridge and its ports."""
+        await create_network(list(self.ports))
+
+    async def close(self) -> None:
+        """Nothing runs but the VMs; the network goes with its namespace."""
+
+    def vm(self, host: Host, events: EventLog, run: Path) -> Vm:
+        """A VM on a host, which is this machine."""
+        return Vm(host, events, run)
+
+    def launch(self, host: Host) -> Launch:
+        """Start it as a process."""
+        return local(self.binaries[host].path)
+
+    def vm_arguments(self, host: Host, run: Path, *, incoming: bool) -> list[str]:
+        """The whole VM; a primary that management owns is missing when a migration comes in."""
+        scenario, qemu = self._scenario, self.binaries[host]
+        primary = self.primary(host, incoming=incoming)
+        absent = incoming and scenario.managed
+        tap = f"{host}-primary" if primary else None
+        return [
+            *machine_arguments(qemu, self._accelerator, scenario.ram_mib, scenario.hotplug),
+            *boot_arguments(scenario, self._image.kernel, self._image.initramfs, run),
+            *nic_arguments(scenario, f"{host}-standby", None if absent else primary, tap),
+        ]  # fmt: skip
+
+    def primary(self, host: Host, *, incoming: bool) -> Mapping[str, str] | None:
+        """A NIC that QEMU emulates."""
+        if self._scenario.primary_on(host) is None:
+            return None
+        return emulated_primary(self._scenario, host, incoming=incoming)
+
+    def migration_uri(self, _host: Host) -> str:
+        """A port of the private namespace."""
+        return "tcp:127.0.0.1:4444"
+
+    async def start_recording(self) -> None:
+        """The ports are all outside of the hosts."""
+
+    async def write_records(self, _run: Path) -> None:
+        """The ports are all outside of the hosts."""
+
+    def facts(self) -> dict[str, Any]:
+        """Kernel and accelerator of the guest."""
+        return {"versions": {"guest kernel": self._image.version}, "accelerator": self._accelerator}
