@@ -197,6 +197,10 @@ def running(machine: Machine) -> None:
     machine.open_group(321, "20")
 
 
+def nic_in_use(machine: Machine) -> None:
+    machine.network.given["eth1"] = ["192.0.2.9"]
+
+
 def pf_down(machine: Machine) -> None:
     machine.network.alter("eth0", up=False)
 
@@ -239,6 +243,7 @@ def as_it_is(_machine: Machine) -> None:
         (on_a_port, "eth0", MAC, "own address of standby in br0"),
         (as_it_is, "eth0", PF_MAC, "it is the PF eth0's own"),
         (running, vf(0), MAC, r"in use by qemu-system-x86 \(pid 321\)"),
+        (nic_in_use, "eth1", MAC, "in use by netdev eth1 with 192.0.2.9"),
         (pf_down, "eth0", MAC, "the PF eth0 is down; ip link set eth0 up"),
         (pf_down, vf(0), MAC, "the PF eth0 is down; ip link set eth0 up"),
         (iommu_off, vf(0), MAC, "intel_iommu=on"),

@@ -72,7 +72,7 @@ def test_the_whole_way_of_a_vf(capsys: pytest.CaptureFixture[str]) -> None:
         (["release", "eth0"], "error: eth0 is a PF"),
         (["steer", MAC, "--to", "standby"], "error: which tap is the standby's?"),
         (["steer", MAC, "--off", "--tap", "standby"], "error: --off takes no --tap"),
-        (["pair", "/nowhere/qmp"], "error: no such socket"),
+        (["pair", "/nowhere/qmp"], "error: no such QMP socket"),
     ],
 )
 def test_an_error_is_one_line(
@@ -136,4 +136,4 @@ def test_as_a_program_it_ends_with_a_status() -> None:
         check=False,
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("error: no such socket")
+    assert done.stderr.startswith("error: no such QMP socket")

@@ -8,7 +8,7 @@ import os
 import socket
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -120,7 +120,7 @@ def requests(connection: socket.socket) -> Iterator[dict[str, object]]:
 
 
 def reply_to(
-    connection: socket.socket, request: dict[str, object], reply: dict[str, object]
+    connection: socket.socket, request: Mapping[str, object], reply: Mapping[str, object]
 ) -> None:
     """Send a reply; it carries the request's id, if that had one."""
     ids = {key: value for key, value in request.items() if key == "id"}
@@ -130,7 +130,7 @@ def reply_to(
 class FakeMonitor:
     """A QMP monitor whose answers are the test's."""
 
-    def __init__(self, path: Path, serve: Callable[[socket.socket], None]) -> None:
+    def __init__(self, path: Path, serve: Callable[[socket.socket], object]) -> None:
         self.path = str(path)
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(self.path)
@@ -138,7 +138,7 @@ class FakeMonitor:
         self._thread = threading.Thread(target=self._serve, args=(serve,), daemon=True)
         self._thread.start()
 
-    def _serve(self, serve: Callable[[socket.socket], None]) -> None:
+    def _serve(self, serve: Callable[[socket.socket], object]) -> None:
         connection, _ = self._listener.accept()
         with connection:
             serve(connection)
@@ -146,7 +146,7 @@ class FakeMonitor:
 
 def answering(
     objects: dict[str, dict[str, object]], info_network: str
-) -> Callable[[socket.socket], None]:
+) -> Callable[[socket.socket], object]:
     """A VM with these QOM objects in /machine/peripheral."""
 
     def answer(request: dict[str, object]) -> object:
@@ -203,7 +203,7 @@ def test_a_vf_shows_its_host_address_and_the_mac_that_the_pf_knows(tmp_path: Pat
 @pytest.mark.parametrize("mac", [MAC, "d2:54:00:76:6e:01"])
 def test_management_s_vf_is_found_by_the_mac_that_the_pf_knows(tmp_path: Path, mac: str) -> None:
     standby = {**STANDBY, "failover": False, "standby": True}
-    vf = {"type": "vfio-pci", "host": HOST}
+    vf: dict[str, object] = {"type": "vfio-pci", "host": HOST}
     monitor = FakeMonitor(tmp_path / "q", answering({"standby0": standby, "vf": vf}, INFO_NETWORK))
     (pair,) = asyncio.run(pairs(monitor.path, {HOST: mac}))
     assert pair.primary is not None
@@ -234,7 +234,7 @@ def go_away(connection: socket.socket) -> None:
     ],
 )
 def test_a_socket_with_something_else_behind_it(
-    tmp_path: Path, serve: Callable[[socket.socket], None], message: str
+    tmp_path: Path, serve: Callable[[socket.socket], object], message: str
 ) -> None:
     monitor = FakeMonitor(tmp_path / "q", serve)
     with pytest.raises(VnetStandbyError, match=message) as caught:
@@ -245,14 +245,14 @@ def test_a_socket_with_something_else_behind_it(
 def test_a_monitor_that_somebody_else_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pairs_module, "_TIMEOUT_S", 0.2)
     done = threading.Event()
-    monitor = FakeMonitor(tmp_path / "q", lambda _connection: done.wait(10) and None)
+    monitor = FakeMonitor(tmp_path / "q", lambda _connection: done.wait(10))
     with pytest.raises(VnetStandbyError, match="another client"):
         asyncio.run(pairs(monitor.path))
     done.set()
 
 
 def test_no_socket(tmp_path: Path) -> None:
-    with pytest.raises(VnetStandbyError, match="no such socket"):
+    with pytest.raises(VnetStandbyError, match="no such QMP socket"):
         asyncio.run(pairs(str(tmp_path / "none")))
     (tmp_path / "file").write_text("")
     with pytest.raises(VnetStandbyError, match="is no socket"):

@@ -81,6 +81,7 @@ def _assign_nic(
     if trust is not None or vfs is not None:
         raise VnetStandbyError(f"{function.name} has no SR-IOV: no VFs and no trust to set")
     if not function.is_on_vfio:
+        host.require_unused(function)
         own = host.network.link(function.netdev).mac if function.netdev else ""
         if own and own != mac:
             raise VnetStandbyError(
@@ -92,7 +93,6 @@ def _assign_nic(
                 f"{function.address} has no netdev here: whether its MAC is {mac} is unknown"
             )
         binding.require_vfio(host, function)
-        host.require_unused(function)
         change.apply(*binding.to_vfio(host, function))
     return Assignment(function.address)
 

@@ -66,7 +66,8 @@ def _add_assign(parser: argparse.ArgumentParser) -> None:
 
 def _add_release(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Give a VF or NIC back to its host driver, without MAC and trust. The VM must have ended."
+        "Give a VF or NIC back to its host driver, without MAC and trust. The VM must have ended; what `steer` set in "
+        "bridges and PFs stays until `steer --off`."
     )
     parser.set_defaults(command=_release)
     parser.add_argument("target", metavar="VF|NIC", help="PCI address, see `list`")

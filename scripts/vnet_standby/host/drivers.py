@@ -14,8 +14,8 @@ class PfDriver:
     flips: bool
     """The VF's administrative MAC may change while a guest drives the VF."""
     own_filters: bool
-    """While the VF does not have the MAC, the PF may take it as a further address of its own (`bridge fdb`: self): the
-    embedded switch then delivers to the PF what other VFs send there, which it would put on the wire else."""
+    """While the VF does not have the MAC, the PF may take it as a further address of its own (`bridge fdb`: self):
+    frames that other VFs send there have a match in the embedded switch then, which else may put them on the wire."""
     limit: str
     """Where nothing is moved in the embedded switch: why, and what decides instead."""
     sources: tuple[str, ...]

@@ -2,6 +2,7 @@
 """One host: its PCI functions, its network, and who uses them."""
 
 import errno
+import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ class VfPlace:
 
 @dataclass(frozen=True)
 class Host:
-    """A host's state, read anew at each call."""
+    """A host, for one operation: who has VFIO devices open is found out once."""
 
     pci: PciBus
     network: Network
@@ -84,12 +85,13 @@ class Host:
 
     def vfio_users(self, function: PciFunction) -> list[str]:
         """The processes that have a function's VFIO group or device open, as far as /proc shows them."""
-        files = {str(self.vfio / function.iommu_group)}
-        files |= {
-            str(self.vfio / "devices" / name) for name in self.pci.vfio_devices(function.address)
-        }
-        processes = sorted(int(p.name) for p in self.proc.iterdir() if p.name.isdigit())
-        return [self._process(pid) for pid in processes if self._has_open(pid, files)]
+        names = self.pci.vfio_devices(function.address)
+        files = [
+            self.vfio / function.iommu_group,
+            *(self.vfio / "devices" / name for name in names),
+        ]
+        pids = {pid for file in files for pid in self._vfio_files.get(str(file), ())}
+        return [self._process(pid) for pid in sorted(pids)]
 
     def use_of(self, function: PciFunction) -> str:
         """Who uses a function, or an empty text: nobody who would notice if it were taken away."""
@@ -136,14 +138,16 @@ class Host:
             return error.errno == errno.EBUSY
         return False
 
-    def _has_open(self, pid: int, files: set[str]) -> bool:
-        folder = self.proc / str(pid) / "fd"
-        try:
-            return any(os.readlink(entry) in files for entry in folder.iterdir())
-        except (
-            OSError
-        ):  # ended meanwhile, or not ours to look into: `require_unused` asks the group itself
-            return False
+    @functools.cached_property
+    def _vfio_files(self) -> dict[str, set[int]]:
+        """The open files below /dev/vfio, and the processes that have them."""
+        found: dict[str, set[int]] = {}
+        for process in self.proc.iterdir():
+            if process.name.isdigit():
+                for file in _open_files(process):
+                    if file.startswith(f"{self.vfio}/"):
+                        found.setdefault(file, set()).add(int(process.name))
+        return found
 
     def _process(self, pid: int) -> str:
         try:
@@ -151,6 +155,23 @@ class Host:
         except OSError:  # ended meanwhile
             name = "process"
         return f"{name} (pid {pid})"
+
+
+def _open_files(process: Path) -> list[str]:
+    try:
+        entries = list((process / "fd").iterdir())
+    except (
+        OSError
+    ):  # ended meanwhile, or not ours to look into: `require_unused` asks the group itself
+        return []
+    return list(filter(None, map(_target, entries)))
+
+
+def _target(entry: Path) -> str:
+    try:
+        return os.readlink(entry)
+    except OSError:  # closed meanwhile
+        return ""
 
 
 @contextmanager

@@ -141,7 +141,7 @@ def _address(monitor: str) -> str | tuple[str, int]:
         return host, int(port)
     if not path.exists():
         raise VnetStandbyError(
-            f"no such socket: {monitor}; give the path behind QEMU's -qmp unix:, or HOST:PORT"
+            f"no such QMP socket: {monitor}; give the path behind QEMU's -qmp unix:, or HOST:PORT"
         )
     if not path.is_socket():
         raise VnetStandbyError(f"{monitor} is no socket; give the path behind QEMU's -qmp unix:")
