@@ -7,7 +7,7 @@ Parameters (`avocado run -p NAME=VALUE`):
 """
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +40,26 @@ class LabTest(Test):  # type: ignore[misc]  # avocado has no type information
 
     @contextlib.asynccontextmanager
     async def lab(self, **scenario: Any) -> AsyncIterator[Lab]:
-        """A lab of its own in a private network namespace; its logs and records are the test's artefacts."""
+        """A lab with the QEMU under test on both hosts; its logs and records are the test's artefacts."""
+        async with self._lab(self.qemu(), self.qemu(), scenario) as lab:
+            yield lab
+
+    @contextlib.asynccontextmanager
+    async def between(self, source: str, destination: str, **scenario: Any) -> AsyncIterator[Lab]:
+        """A lab with one of our own builds on each host."""
+        binaries = qemu_under_test(source), qemu_under_test(destination)
+        async with self._lab(*binaries, scenario) as lab:
+            yield lab
+
+    @contextlib.asynccontextmanager
+    async def _lab(
+        self, qemu: QemuBinary, destination: QemuBinary, scenario: Mapping[str, Any]
+    ) -> AsyncIterator[Lab]:
         wanted = Scenario(**{"bandwidth_mib_s": BANDWIDTH_MIB_S, **scenario})
         image = image_under_test(wanted.guest, self.params.get("kernel", default=None))
-        qemu = self.qemu()
         cache = paths.BUILD / "accelerator.json"
         self.log.info("records and logs: %s", self.run_folder)
-        topology = await topology_of(wanted, qemu, image, cache)
+        topology = await topology_of(wanted, qemu, image, cache, destination_qemu=destination)
         async with Lab(wanted, topology, self.run_folder) as lab:
             yield lab
 

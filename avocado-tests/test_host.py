@@ -42,7 +42,7 @@ class Operator(LabTest):
 
             other = await self.changes(host, "assign", uplink, "--mac", OTHER_MAC)
             self.assertNotEqual(other["address"], first["address"])
-            await self.refused(host, "no free VF", "assign", uplink, "--mac", THIRD_MAC)
+            await self.refused(host, "is free", "assign", uplink, "--mac", THIRD_MAC)
             await self.refused(host, MAC, "assign", other["address"], "--mac", MAC)
 
             await self.changes(host, "release", other["address"])
@@ -56,7 +56,7 @@ class Operator(LabTest):
             await self.refused(host, "down", "assign", uplink, "--mac", MAC, "--vfs", "2")
             await host.run(f"{IP} link set {uplink} up")
 
-            await host.run("modprobe -r vfio-pci")
+            await host.run("rmmod vfio_pci")
             await self.refused(
                 host, "modprobe vfio-pci", "assign", uplink, "--mac", MAC, "--vfs", "2"
             )
@@ -88,7 +88,7 @@ class Operator(LabTest):
             to_vf = ("steer", MAC, "--to", "primary", "--tap", TAP, "--vf", assigned["address"])
             await self.changes(host, *to_vf)
             self.assertNotIn(f"{MAC} dev {TAP}", await self.fabric(host, uplink))
-            await self.changes(host, "steer", MAC, "--off", "--vf", assigned["address"])
+            await self.changes(host, "steer", MAC, "--off")
             self.assertEqual(await self.fabric(host, uplink), before)
 
     @contextlib.asynccontextmanager

@@ -22,14 +22,17 @@ async def topology_of(
     image: GuestImage,
     accelerator_cache: Path,
     kernel: str | None = None,
+    *,
+    destination_qemu: QemuBinary | None = None,
 ) -> Topology:
     """The topology that a scenario asks for, not created yet; the hosts of the nested one run `kernel`.
 
+    `destination_qemu` runs host b of the flat topology if it is another one.
     The emulated hardware of the nested one is always our own build: the series makes its SR-IOV NIC behave.
     """
     if scenario.topology == "flat":
         chosen = await choose_accelerator(qemu, image.kernel, image.initramfs, accelerator_cache)
-        return Flat(scenario, qemu, image, chosen)
+        return Flat(scenario, qemu, image, chosen, destination_qemu=destination_qemu)
     hardware = qemu_under_test("patched")
     host = host_image(qemu.path, image, kernel)
     chosen = await choose_accelerator(hardware, image.kernel, image.initramfs, accelerator_cache)
