@@ -41,6 +41,8 @@ QTESTS = (
     QTest("virtio-net-standby"),
     QTest("virtio-net-failover"),
     QTest("virtio-net-failover-safety"),
+    QTest("virtio-net-failover-conceal"),
+    QTest("virtio-net-failover-sriov"),
     QTest("igb-switch-test"),
     QTest("qos-test", "virtio-net"),
     QTest("qos-test", "igb"),
