@@ -190,7 +190,6 @@ class EmulatedHost:
         q35 = machine_arguments(self._hardware, self._accelerator, self._ram_mib)
         # an IOMMU that remaps interrupts needs the kernel's half of a split interrupt controller under KVM
         q35[q35.index("-machine") + 1] += ",kernel-irqchip=split"
-        q35[q35.index("-smp") + 1] = "2"
         return [
             *q35,
             "-kernel", str(self._image.kernel), "-initrd", str(self._image.initramfs),

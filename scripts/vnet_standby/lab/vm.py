@@ -266,8 +266,8 @@ def local(binary: Path) -> Launch:
             end.setblocking(False)
         argv = [
             str(binary),
-            *arguments,
             "-serial", f"file:{vm.console}",
+            *arguments,
             *qemu_command.monitor_arguments(f"fd={qmp_qemu.fileno()}"),
             *qemu_command.agent_arguments(f"fd={agent_qemu.fileno()}", PORT_NAME),
         ]  # fmt: skip
