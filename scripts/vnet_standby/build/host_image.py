@@ -142,7 +142,9 @@ def _copy_python(root: Path) -> None:
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     library = _inside(root, PYTHON.parents[1]) / "lib" / version
     left_out = shutil.ignore_patterns(*_STDLIB_LEFT_OUT)
-    shutil.copytree(sysconfig.get_path("stdlib"), library, ignore=left_out, symlinks=False)
+    shutil.copytree(
+        sysconfig.get_path("stdlib"), library, ignore=left_out, ignore_dangling_symlinks=True
+    )
     own = _inside(root, _PACKAGES_FOLDER)
     for module in (pyroute2, qemu.qmp):
         folder = Path(str(module.__file__)).parent
