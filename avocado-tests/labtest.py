@@ -78,6 +78,14 @@ class LabTest(Test):  # type: ignore[misc]  # avocado has no type information
         if not qemu.has_standby_property:
             self.cancel(f"{qemu.path} has no virtio-net property standby: it lacks the series")
 
+    async def migrate_once(self, lab: Lab) -> None:
+        """Boot the VM, migrate it under traffic, and wait until its primary there carries the traffic."""
+        await lab.start_vm()
+        await lab.start_traffic()
+        await lab.migrate()
+        await lab.wait_primary()
+        await lab.stop_traffic()
+
     def judge(self) -> Verdict:
         """Judge the run's records; the report is an artefact beside them."""
         verdict = judge(self.run_folder)

@@ -28,11 +28,7 @@ class Compatibility(LabTest):
 
     async def migrate(self, source: str, destination: str, **scenario: str) -> None:
         async with self.between(source, destination, **scenario) as lab:
-            await lab.start_vm()
-            await lab.start_traffic()
-            await lab.migrate()
-            await lab.wait_primary()
-            await lab.stop_traffic()
+            await self.migrate_once(lab)
         verdict = self.judge()
         self.assert_sound(verdict)
         self.assert_persists(verdict)

@@ -137,11 +137,7 @@ class NestedHosts(NestedTest):
     ) -> None:
         """Migrate; `source` and `destination` are the ports that carry the traffic before and after."""
         async with self.hosts(**scenario) as (lab, _):
-            await lab.start_vm()
-            await lab.start_traffic()
-            await lab.migrate()
-            await lab.wait_primary()
-            await lab.stop_traffic()
+            await self.migrate_once(lab)
         verdict = self.judge()
         self.assert_persists(verdict)
         ports = [f"a-{source}", "a-standby", "b-standby", f"b-{destination}"]

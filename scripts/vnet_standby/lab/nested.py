@@ -74,11 +74,17 @@ class Nested:
         """Boot both hosts and let their operator set a primary aside for the VM."""
         wires = [f"{host}-{kind}" for host in _HOSTS for kind in ("uplink", "nic")]
         await create_network(wires, [f"{host}-mgmt" for host in _HOSTS])
-        async with asyncio.TaskGroup() as booting:
-            for host in self.hosts.values():
-                booting.create_task(host.create(events, run))
-        for name in _HOSTS:
-            await self.assign(name)
+        try:
+            async with asyncio.TaskGroup() as preparing:
+                for name in _HOSTS:
+                    preparing.create_task(self._prepare(name, events, run))
+        except ExceptionGroup as failures:
+            # when one host fails the other one is not waited for: the first failure is the reason
+            raise failures.exceptions[0] from None
+
+    async def _prepare(self, name: Host, events: EventLog, run: Path) -> None:
+        await self.hosts[name].create(events, run)
+        await self.assign(name)
 
     async def close(self) -> None:
         """End the hosts."""
