@@ -77,6 +77,12 @@ def test_a_dry_run_changes_nothing_and_tells_the_same(machine: Machine) -> None:
     assert change.changed == assigned(machine, trust=True)
 
 
+def test_what_the_pfs_driver_cant_do_is_told(machine: Machine) -> None:
+    with Transaction() as change:
+        assign(machine.host, change, "eth0", MAC)
+    assert [note for note in change.notes if "igb can't take the link of one VF down" in note]
+
+
 def test_release_gives_back_what_assign_took(machine: Machine) -> None:
     machine.give_host_driver(0, "vf0")
     machine.pci.host_drivers[vf(0)] = "igbvf"

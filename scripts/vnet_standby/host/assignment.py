@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from vnet_standby.errors import VnetStandbyError
 from vnet_standby.host import binding
 from vnet_standby.host.changes import Change, Transaction
+from vnet_standby.host.drivers import DRIVERS
 from vnet_standby.host.host import Host, VfPlace
 from vnet_standby.host.mac import ZERO, is_for
 from vnet_standby.host.network import Link
@@ -111,8 +112,18 @@ def _assign_vf(
         host.require_unused(place.function)
     if trust is not None and trust != place.settings.trust:
         steps.insert(0, _set_trust(host, place, trust))
-    change.apply(*steps)
+    if steps:
+        change.apply(*steps)
+        _note_link_state(change, place)
     return Assignment(place.function.address, place.pf.name, place.index, mac)
+
+
+def _note_link_state(change: Transaction, place: VfPlace) -> None:
+    driver = DRIVERS.get(place.pf_function.driver)
+    if driver and not driver.link_state:
+        change.note(
+            f"{driver.name} can't take the link of one VF down: only unplugging moves a guest off {place.name}"
+        )
 
 
 def _release_vf(host: Host, change: Transaction, place: VfPlace) -> Assignment:

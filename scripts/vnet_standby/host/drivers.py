@@ -16,6 +16,8 @@ class PfDriver:
     own_filters: bool
     """While the VF does not have the MAC, the PF may take it as a further address of its own (`bridge fdb`: self):
     frames that other VFs send there have a match in the embedded switch then, which else may put them on the wire."""
+    link_state: bool
+    """The PF can take a VF's link down, so that a guest leaves it by itself."""
     limit: str
     """Where nothing is moved in the embedded switch: why, and what decides instead."""
     sources: tuple[str, ...]
@@ -27,17 +29,20 @@ _ROWS = (
         "igb",
         flips=True,
         own_filters=True,
+        link_state=False,
         limit="",
         sources=(
             "intel/igb/igb_main.c:9726-9742 igb_ndo_set_vf_mac(): writes the receive address, no VF reset; the "
             "'Reload the VF driver' in the log is about the VF's own idea of its MAC",
             "intel/igb/igb_main.c igb_ndo_fdb_add(): refuses what no receive address register is left for",
+            "intel/igb/igb_main.c igb_netdev_ops: has no ndo_set_vf_link_state",
         ),
     ),
     PfDriver(
         "ixgbe",
         flips=True,
         own_filters=True,
+        link_state=True,
         limit="",
         sources=(
             "intel/ixgbe/ixgbe_sriov.c:775 ixgbe_set_vf_mac(): deletes the old filter, then adds the new one; in "
@@ -49,6 +54,7 @@ _ROWS = (
         "i40e",
         flips=False,
         own_filters=False,
+        link_state=True,
         limit="i40e resets a VF when its MAC changes, so the VF keeps it: frames from the wire go to the VF until it "
         "is released",
         sources=("intel/i40e/i40e_virtchnl_pf.c:4499 i40e_ndo_set_vf_mac(): i40e_vc_reset_vf()",),
@@ -57,6 +63,7 @@ _ROWS = (
         "ice",
         flips=False,
         own_filters=False,
+        link_state=True,
         limit="ice resets a VF when its MAC changes, so the VF keeps it: frames from the wire go to the VF until it "
         "is released",
         sources=("intel/ice/ice_sriov.c:1482 __ice_set_vf_mac(): ice_reset_vf()",),
@@ -65,6 +72,7 @@ _ROWS = (
         "mlx5_core",
         flips=False,
         own_filters=False,
+        link_state=True,
         limit="mlx5 forwards by the unicast addresses that the VF itself asks for: frames from the wire go to the VF "
         "until the guest removes the MAC there, or the VF is released",
         sources=(
