@@ -40,8 +40,8 @@ class Controls(LabTest):
             self.assertGreater(counts.lost, missed, direction)
 
     async def test_silent_guest(self) -> None:
-        """Nobody tells the bridge that a silent guest's datapath moved: it is deaf for the whole RAM phase."""
-        async with self.lab(traffic="to-guest") as lab:
+        """Stock QEMU tells no bridge that a silent guest's datapath moved: it is deaf for the whole RAM phase."""
+        async with self.between("stock", "stock", traffic="to-guest") as lab:
             await lab.start_vm()
             await lab.start_traffic()
             result = await lab.migrate()

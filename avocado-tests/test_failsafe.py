@@ -82,6 +82,18 @@ class FailSafe(LabTest):
             await lab.stop_traffic()
         self.assert_untouched(lab, "b-primary")
 
+    async def test_silent_guest(self) -> None:
+        """QEMU announces the datapath that a guest which only receives moves to: it is not deaf in the RAM phase."""
+        async with self.lab(traffic="to-guest", bandwidth_mib_s=SLOW_MIB_S) as lab:
+            await lab.start_vm()
+            await lab.start_traffic()
+            result = await lab.migrate()
+            await lab.stop_traffic()
+        sent_meanwhile = lab.scenario.rate_hz * result["total-time"] / 1000
+        verdict = self.judge()
+        self.assert_persists(verdict)
+        self.assertLess(verdict.counts["to_guest"].lost, sent_meanwhile / 5)
+
     async def test_primary_replaced(self) -> None:
         """A primary that the user deleted is forgotten; another one takes its place, and fails over as the first."""
         async with self.lab(bandwidth_mib_s=40) as lab:
