@@ -18,7 +18,7 @@ from vnet_standby.build.image import guest_image
 from vnet_standby.build.packages import require
 from vnet_standby.build.progress import say
 from vnet_standby.build.qemu import build_qemu
-from vnet_standby.build.series import apply, check, refresh
+from vnet_standby.build.series import apply, check, check_sanitized, refresh
 from vnet_standby.errors import VnetStandbyError
 from vnet_standby.lab.binaries import image_under_test, qemu_under_test
 from vnet_standby.lab.demo import measure_migration, topology_of
@@ -209,7 +209,16 @@ def _add_series(parser: argparse.ArgumentParser) -> None:
         help="it applies, checkpatch agrees, every patch builds, the touched devices' qtests pass",
     )
     checking.add_argument("--qemu-source", metavar="DIR|TARBALL|GIT", help="as for demo")
-    checking.set_defaults(command=lambda options: check(options.qemu_source))
+    checking.add_argument(
+        "--sanitized",
+        action="store_true",
+        help="instead, run the series' own qtests on a QEMU with address and undefined behaviour sanitizers",
+    )
+    checking.set_defaults(
+        command=lambda options: (check_sanitized if options.sanitized else check)(
+            options.qemu_source
+        )
+    )
 
 
 def _add_summary(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ GUEST_HOST_SOURCE = REPO / "guest" / "host"
 
 QEMU_PATCHED = BUILD / "qemu"
 QEMU_STOCK = BUILD / "qemu-stock"
+QEMU_SANITIZED = BUILD / "qemu-sanitized"
 GUEST = BUILD / "guest"
 HOST = BUILD / "host"
 HEADERS = BUILD / "headers"

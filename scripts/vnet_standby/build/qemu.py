@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""QEMU, built twice from one source with the same flags: as it is (stock) and with the series (patched)."""
+"""QEMU, built from one source with the same flags: as it is (stock) and with the series (patched).
+
+A third build has the series and the compiler's sanitizers; only the series' qtests run on it.
+"""
 
 import json
 import os
@@ -27,9 +30,17 @@ from vnet_standby.build.source import (
     qemu_source,
 )
 from vnet_standby.errors import VnetStandbyError
-from vnet_standby.paths import BUILD, FIRMWARE, LOGS, QEMU_PATCHED, QEMU_STOCK, SERIES
+from vnet_standby.paths import (
+    BUILD,
+    FIRMWARE,
+    LOGS,
+    QEMU_PATCHED,
+    QEMU_SANITIZED,
+    QEMU_STOCK,
+    SERIES,
+)
 
-Variant = Literal["patched", "stock"]
+Variant = Literal["patched", "stock", "sanitized"]
 BINARY = "qemu-system-x86_64"
 
 FLAGS = (
@@ -47,6 +58,9 @@ FLAGS = (
     "--disable-debug-info",  # a third less to write and link
     "--disable-werror",  # other compilers warn of other things; the series is checked for warnings apart
 )
+
+# the checks slow the tests down more than less optimisation does, and the compiler is done sooner
+SANITIZER_FLAGS = ("--enable-asan", "--enable-ubsan", "--extra-cflags=-O1")
 
 # what configure and meson take from the environment
 _COMPILER_SETTINGS = ("CC", "CFLAGS", "CPPFLAGS", "LDFLAGS", "PKG_CONFIG_PATH")
@@ -66,6 +80,11 @@ _FIRMWARE_FOLDERS = ("usr/share/seabios", "usr/share/qemu", "usr/lib/ipxe/qemu")
 
 # where a QEMU that runs from its build folder looks for firmware first
 _BUNDLE_FIRMWARE = Path("qemu-bundle/usr/local/share/qemu-firmware")
+_FOLDERS: dict[Variant, Path] = {
+    "patched": QEMU_PATCHED,
+    "stock": QEMU_STOCK,
+    "sanitized": QEMU_SANITIZED,
+}
 _BUILT = ".vnet-standby-built"
 _CONFIGURED = ".vnet-standby-configured"
 _CONFIGURE_TIMEOUT_S = 900
@@ -106,8 +125,9 @@ class QemuBuild:
     def __init__(self, variant: Variant, source: QemuSource) -> None:
         self._variant = variant
         self._source = source
-        self.folder = QEMU_PATCHED if variant == "patched" else QEMU_STOCK
-        self.tree = PATCHED_TREE if variant == "patched" else STOCK_TREE
+        self.folder = _FOLDERS[variant]
+        self.tree = STOCK_TREE if variant == "stock" else PATCHED_TREE
+        self._flags = (*FLAGS, *(SANITIZER_FLAGS if variant == "sanitized" else ()))
         self.binary = self.folder / BINARY
         self._built = Stamp(self.folder / _BUILT)
 
@@ -175,7 +195,9 @@ class QemuBuild:
         version = output([*compiler.split(), "--version"], what="asking the compiler's version")
         settings = [f"{name}={os.environ.get(name, '')}" for name in _COMPILER_SETTINGS]
         python = (sys.executable, sys.version)
-        return digest(*FLAGS, version, *settings, *python, str(self.folder), self._source.version)
+        return digest(
+            *self._flags, version, *settings, *python, str(self.folder), self._source.version
+        )
 
     def _configure(self) -> None:
         packages.require("qemu")
@@ -188,7 +210,7 @@ class QemuBuild:
                 self.tree / "configure",
                 f"--python={sys.executable}",
                 "--disable-download" if complete else "--enable-download",
-                *FLAGS,
+                *self._flags,
             ],
             title=f"configuring {self._variant} QEMU",
             log=LOGS / f"configure-{self.folder.name}.log",
