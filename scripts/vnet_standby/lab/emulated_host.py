@@ -25,6 +25,7 @@ from vnet_standby.lab.events import Event, EventLog
 from vnet_standby.lab.network import MANAGEMENT_ADDRESS, PREFIX_LENGTH
 from vnet_standby.lab.scenario import Host
 from vnet_standby.lab.vm import Launched, Vm, local, running_vm
+from vnet_standby.lab.waiting import ProcessExitedError, unless_ended
 
 T = TypeVar("T")
 
@@ -155,20 +156,14 @@ class EmulatedHost:
     async def _unless_exited(
         self, process: "_HostProcess", waiting: Awaitable[T], what: str, vm: Vm
     ) -> T:
-        wait = asyncio.ensure_future(waiting)
-        exit_ = asyncio.ensure_future(process.wait())
         try:
-            done, _ = await asyncio.wait(
-                {wait, exit_}, timeout=_CONNECT_S, return_when=asyncio.FIRST_COMPLETED
-            )
-            if wait in done:
-                return wait.result()
-            reason = f"it exited with status {exit_.result()}" if done else "it does not answer"
-            raise VnetStandbyError(f"{what}: {reason}; see {vm.stderr}")
-        finally:
-            for task in (wait, exit_):
-                task.cancel()
-            await asyncio.gather(wait, exit_, return_exceptions=True)
+            return await unless_ended(waiting, process.wait(), _CONNECT_S)
+        except ProcessExitedError as end:
+            raise VnetStandbyError(
+                f"{what}: it exited with status {end.status}; see {vm.stderr}"
+            ) from None
+        except TimeoutError:
+            raise VnetStandbyError(f"{what}: it does not answer; see {vm.stderr}") from None
 
     async def _require_kvm(self) -> None:
         try:
@@ -244,15 +239,11 @@ class _HostProcess:
         return _status(exits[0]) if exits else None
 
     async def wait(self) -> int:
-        host_ended = asyncio.ensure_future(self._machine.process.wait())
-        exited = asyncio.ensure_future(self._machine.events.wait(self._is_exit, self._since))
+        exited = self._machine.events.wait(self._is_exit, self._since)
         try:
-            done, _ = await asyncio.wait({exited, host_ended}, return_when=asyncio.FIRST_COMPLETED)
-            return _status(exited.result()) if exited in done else host_ended.result()
-        finally:
-            for task in (exited, host_ended):
-                task.cancel()
-            await asyncio.gather(exited, host_ended, return_exceptions=True)
+            return _status(await unless_ended(exited, self._machine.process.wait()))
+        except ProcessExitedError as host:
+            return host.status
 
     async def kill(self) -> None:
         if self.returncode is None and self._machine.process.returncode is None:

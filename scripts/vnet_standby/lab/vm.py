@@ -16,6 +16,7 @@ from vnet_standby.errors import VnetStandbyError
 from vnet_standby.lab import command as qemu_command
 from vnet_standby.lab.agent import PORT_NAME, Agent
 from vnet_standby.lab.events import Event, EventLog
+from vnet_standby.lab.waiting import ProcessExitedError, unless_ended
 
 T = TypeVar("T")
 
@@ -110,24 +111,17 @@ class Vm:
 
         Raises `VnetStandbyError` when the time is over or QEMU has exited, naming what was waited for.
         """
-        wait = asyncio.create_task(waiting)
-        exit_ = asyncio.create_task(self.process.wait())
         try:
-            done, _ = await asyncio.wait(
-                {wait, exit_}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED
-            )
-            if wait in done:
-                return wait.result()
-            if exit_ in done:
-                raise VnetStandbyError(
-                    f"{what}: QEMU on {self.name} exited with status {self.process.returncode} "
-                    f"({self._last_words()}){self.console_tail()}"
-                )
-            raise VnetStandbyError(f"{what}: not within {seconds:g} s{self.console_tail()}")
-        finally:
-            for task in (wait, exit_):
-                task.cancel()
-            await asyncio.gather(wait, exit_, return_exceptions=True)
+            return await unless_ended(waiting, self.process.wait(), seconds)
+        except ProcessExitedError as end:
+            raise VnetStandbyError(
+                f"{what}: QEMU on {self.name} exited with status {end.status} "
+                f"({self._last_words()}){self.console_tail()}"
+            ) from None
+        except TimeoutError:
+            raise VnetStandbyError(
+                f"{what}: not within {seconds:g} s{self.console_tail()}"
+            ) from None
 
     async def expect(self, name: str, seconds: float, since: int = 0, **data: object) -> Event:
         """Wait for this QEMU's event `name` with (at least) that data, recorded as number `since` or later."""
