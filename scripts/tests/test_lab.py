@@ -5,6 +5,7 @@ import asyncio
 import json
 import socket
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ from vnet_standby.lab.events import EventLog
 from vnet_standby.lab.flat import Flat
 from vnet_standby.lab.scenario import MAC, Host, Scenario
 
-QEMU = QemuBinary(Path("/q"), "QEMU 10", "pc-q35-10.0", Path("/fw"), True)
+QEMU = QemuBinary(Path("/q"), "QEMU 10", "pc-q35-10.0", Path("/fw"), True, True)
 RUN = Path("/run-folder")
 IMAGE = GuestImage(Path("/vmlinuz"), Path("/initramfs.gz"), "6.12.1-test")
 LINK = "eth1 mac=52:54:00:76:6e:01 carrier=1 operstate=up flags=0x1003 mtu=1500 driver=e1000e master=eth0 addresses="
@@ -59,10 +60,21 @@ def test_net_failover_pairs_by_id_on_both_hosts() -> None:
 
 def test_the_driver_of_ours_is_paired_as_net_failover_is() -> None:
     ours = Scenario(guest="vnet-standby")
-    assert devices(ours) == devices(Scenario())
+    standby, primary = devices(ours)
+    assert [standby.removesuffix(",x-standby-datapath=on"), primary] == devices(Scenario())
     assert not ours.managed
     assert Scenario(guest="vnet-standby", owner="management").managed
     assert "vnet.guest=vnet-standby" in kernel_command_line(ours)
+
+
+def test_the_datapath_protocol_needs_all_sides() -> None:
+    ours = Scenario(guest="vnet-standby")
+    without = replace(QEMU, has_datapath_protocol=False)
+    assert flat(ours).protocol
+    assert not flat(Scenario(guest="net-failover")).protocol
+    mixed = Flat(ours, QEMU, IMAGE, "tcg", destination_qemu=without)
+    assert not mixed.protocol
+    assert "x-standby-datapath" not in " ".join(mixed.vm_arguments("a", RUN, incoming=False))
 
 
 def test_a_spare_port_is_empty() -> None:

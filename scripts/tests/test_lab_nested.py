@@ -16,7 +16,7 @@ from vnet_standby.lab.scenario import MAC, Scenario
 from vnet_standby.lab.traffic import _link_local
 from vnet_standby.lab.vm import Vm
 
-QEMU = QemuBinary(Path("/q/qemu-system-x86_64"), "QEMU 10", "pc-q35-10.0", Path("/fw"), True)
+QEMU = QemuBinary(Path("/q/qemu-system-x86_64"), "QEMU 10", "pc-q35-10.0", Path("/fw"), True, True)
 IMAGE = GuestImage(Path("/vmlinuz"), Path("/host.cpio"), "6.12.1-test")
 RUN = Path("/run-folder")
 

@@ -3,7 +3,7 @@
 
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,8 @@ class QemuBinary:
     """A folder for -L; None for a QEMU that brings its own."""
     has_standby_property: bool
     """Whether virtio-net takes standby=on, i.e. the series is applied."""
+    has_datapath_protocol: bool
+    """Whether virtio-net can tell the guest's driver, and be told, which datapath is in use."""
 
 
 def inspect_qemu(path: Path, firmware: Path | None) -> QemuBinary:
@@ -52,7 +54,14 @@ def inspect_qemu(path: Path, firmware: Path | None) -> QemuBinary:
         _PREFERRED_MACHINE if _PREFERRED_MACHINE in names else max(names, key=lambda n: names[n])
     )
     properties = ask(path, "-device", "virtio-net-pci,help")
-    return QemuBinary(path, version, machine, firmware, "standby=" in properties)
+    return QemuBinary(
+        path,
+        version,
+        machine,
+        firmware,
+        "standby=" in properties,
+        "x-standby-datapath=" in properties,
+    )
 
 
 def ask(path: Path, *arguments: str) -> str:
@@ -71,6 +80,13 @@ def ask(path: Path, *arguments: str) -> str:
         complaint = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise VnetStandbyError(f"{path} {' '.join(arguments)} fails: {complaint}")
     return done.stdout
+
+
+def speak_datapath_protocol(scenario: Scenario, binaries: Iterable[QemuBinary]) -> bool:
+    """Whether the guest and all these QEMUs have the protocol: a guest that uses it can only move among such."""
+    return scenario.guest == "vnet-standby" and all(
+        binary.has_datapath_protocol for binary in binaries
+    )
 
 
 def boot_arguments(scenario: Scenario, kernel: Path, initramfs: Path, run: Path) -> list[str]:
@@ -118,8 +134,13 @@ def nic_arguments(
     standby_tap: str,
     primary: Mapping[str, str] | None,
     primary_tap: str | None = None,
+    *,
+    protocol: bool = False,
 ) -> list[str]:
-    """Root ports, taps and NICs of the VM; `primary` is None where it has none when QEMU starts."""
+    """Root ports, taps and NICs of the VM; `primary` is None where it has none when QEMU starts.
+
+    `protocol` is whether the standby offers the datapath protocol.
+    """
     arguments: list[str] = []
     for slot, datapath in enumerate(_datapaths(scenario), start=1):
         root_port = f"pcie-root-port,id=rp-{datapath},bus=pcie.0,chassis={slot},slot={slot}"
@@ -132,7 +153,7 @@ def nic_arguments(
     if scenario.spare_port:
         arguments += ["-device", "pcie-root-port,id=rp-spare,bus=pcie.0,chassis=9,slot=9"]
     if scenario.standby:
-        arguments += ["-device", _option(_standby(scenario))]
+        arguments += ["-device", _option(_standby(scenario, protocol))]
     if primary:
         arguments += ["-device", _option(primary)]
     return arguments
@@ -169,7 +190,7 @@ def twin_device() -> dict[str, str]:
     return {"driver": "e1000e", "id": TWIN_ID, "bus": "rp-spare", "mac": MAC, "romfile": ""}
 
 
-def _standby(scenario: Scenario) -> dict[str, str]:
+def _standby(scenario: Scenario, protocol: bool) -> dict[str, str]:
     device = {
         "driver": "virtio-net-pci",
         "id": STANDBY_ID,
@@ -180,6 +201,8 @@ def _standby(scenario: Scenario) -> dict[str, str]:
     }
     if scenario.paired:
         device["failover" if scenario.owner == "qemu" else "standby"] = "on"
+    if protocol:
+        device["x-standby-datapath"] = "on"
     return device
 
 
@@ -200,3 +223,11 @@ def agent_arguments(end: str, port_name: str) -> list[str]:
 def monitor_arguments(end: str) -> list[str]:
     """A QMP monitor on the socket that `end` describes (fd=N or host=...,port=...)."""
     return ["-chardev", f"socket,id=qmp,{end}", "-mon", "chardev=qmp,mode=control"]
+
+
+def host_agent_arguments(monitor: Path) -> list[str]:
+    """A second QMP monitor, on a UNIX socket that the host agent finds."""
+    return [
+        "-chardev", f"socket,id=host-agent,path={monitor},server=on,wait=off",
+        "-mon", "chardev=host-agent,mode=control",
+    ]  # fmt: skip

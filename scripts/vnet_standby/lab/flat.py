@@ -13,6 +13,7 @@ from vnet_standby.lab.command import (
     emulated_primary,
     machine_arguments,
     nic_arguments,
+    speak_datapath_protocol,
 )
 from vnet_standby.lab.events import EventLog
 from vnet_standby.lab.network import create_network
@@ -39,6 +40,11 @@ class Flat:
         self._scenario = scenario
         self._image = image
         self._accelerator = accelerator
+
+    @property
+    def protocol(self) -> bool:
+        """As guest and both QEMUs have it."""
+        return speak_datapath_protocol(self._scenario, self.binaries.values())
 
     @property
     def ports(self) -> Mapping[str, str]:
@@ -72,7 +78,9 @@ class Flat:
         return [
             *machine_arguments(qemu, self._accelerator, scenario.ram_mib, scenario.hotplug),
             *boot_arguments(scenario, self._image.kernel, self._image.initramfs, run),
-            *nic_arguments(scenario, f"{host}-standby", None if absent else primary, tap),
+            *nic_arguments(
+                scenario, f"{host}-standby", None if absent else primary, tap, protocol=self.protocol
+            ),
         ]  # fmt: skip
 
     def primary(self, host: Host, *, incoming: bool) -> Mapping[str, str] | None:

@@ -334,10 +334,11 @@ class Lab:
             await stack.aclose()
 
     async def _set_up(self, source: Vm, destination: Vm) -> None:
+        # the destination answers the source at the switchover only where there is a way back
+        wanted = ["events", *(["return-path"] if self.topology.protocol else [])]
+        capabilities = [{"capability": name, "state": True} for name in wanted]
         for vm in (source, destination):
-            await vm.execute(
-                "migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}]
-            )
+            await vm.execute("migrate-set-capabilities", capabilities=capabilities)
         await source.execute(
             "migrate-set-parameters", **{"max-bandwidth": self.scenario.bandwidth_mib_s << 20}
         )

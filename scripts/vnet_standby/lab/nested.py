@@ -18,6 +18,7 @@ from vnet_standby.lab.command import (
     boot_arguments,
     machine_arguments,
     nic_arguments,
+    speak_datapath_protocol,
 )
 from vnet_standby.lab.emulated_host import TAP, EmulatedHost
 from vnet_standby.lab.events import EventLog
@@ -56,6 +57,11 @@ class Nested:
         self._accelerator = accelerator
         self._assigned: dict[Host, str] = {}
         self._killed: set[Host] = set()
+
+    @property
+    def protocol(self) -> bool:
+        """As guest and QEMU have it."""
+        return speak_datapath_protocol(self._scenario, self.binaries.values())
 
     @property
     def ports(self) -> Mapping[str, str]:
@@ -135,7 +141,7 @@ class Nested:
             *boot_arguments(
                 scenario, GUEST_FOLDER / "vmlinuz", GUEST_FOLDER / "initramfs.gz", run
             ),
-            *nic_arguments(scenario, TAP, primary),
+            *nic_arguments(scenario, TAP, primary, protocol=self.protocol),
         ]  # fmt: skip
 
     def primary(self, host: Host, *, incoming: bool) -> Mapping[str, str] | None:

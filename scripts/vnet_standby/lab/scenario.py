@@ -63,6 +63,9 @@ class Scenario:
     owner: Owner = "qemu"
     """Who unplugs and plugs a paired guest's primary: QEMU (failover=on) or management (standby=on, which needs
     a QEMU with the series)."""
+    host_agent: bool = True
+    """Whether an agent on each host moves the fabric when guest and QEMU say that the datapath moves. It needs a
+    vnet-standby guest and a QEMU with the datapath protocol, and is left out without a word where those are missing."""
     standby: bool = True
     """False leaves the standby out: a control that has to lose its traffic."""
     destination_primary_mac: str = MAC

@@ -19,6 +19,10 @@ class Topology(Protocol):
         """The QEMU that runs the VM on each host."""
 
     @property
+    def protocol(self) -> bool:
+        """Whether standby and guest tell each other which datapath is in use."""
+
+    @property
     def ports(self) -> Mapping[str, str]:
         """The interfaces to be recorded, and what each is: standby, primary, or uplink (both of a host's)."""
 
