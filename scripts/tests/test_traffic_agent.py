@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vnet_standby.build.image import _AGENT_FLAGS
+from vnet_standby.build.image import COMPILER_FLAGS
 from vnet_standby.paths import GUEST_IMAGE_SOURCE
 
 IN_NAMESPACES = ["unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]
@@ -196,7 +196,7 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("no C compiler")
     binary = tmp_path_factory.mktemp("agent") / "agent"
     subprocess.run(
-        ["cc", *_AGENT_FLAGS, "-o", binary, GUEST_IMAGE_SOURCE / "agent.c"],
+        ["cc", *COMPILER_FLAGS, "-o", binary, GUEST_IMAGE_SOURCE / "agent.c"],
         check=True,
         timeout=60,
     )

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The command line: vnet-standby demo | judge | build | series."""
+"""The command line: vnet-standby demo | judge | cost | build | series."""
 
 import argparse
 import asyncio
 import errno
+import json
 import signal
 import sys
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from vnet_standby.build.qemu import build_qemu
 from vnet_standby.build.series import apply, check, check_sanitized, refresh
 from vnet_standby.errors import VnetStandbyError
 from vnet_standby.lab.binaries import image_under_test, qemu_under_test
+from vnet_standby.lab.cost import COST_GUESTS, CostGuest, GuestCost, measure_cost
 from vnet_standby.lab.demo import measure_migration, topology_of
 from vnet_standby.lab.scenario import (
     GUEST_KINDS,
@@ -30,6 +33,7 @@ from vnet_standby.lab.scenario import (
     TRAFFIC_KINDS,
     Scenario,
 )
+from vnet_standby.report.cost import cost_table
 from vnet_standby.report.suite import summary
 from vnet_standby.report.terminal import timeline
 from vnet_standby.report.write import read_events, read_run, write
@@ -71,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands.add_parser("demo", help="migrate a VM under traffic and show what was lost"))
     _add_judge(commands.add_parser("judge", help="judge the records of an earlier run again"))
     _add_build(commands.add_parser("build", help="build QEMU, the guest image and driver"))
+    _add_cost(commands.add_parser("cost", help="count what a packet costs in each kind of guest"))
     _add_series(commands.add_parser("series", help="apply, export or check the QEMU patch series"))
     _add_summary(commands.add_parser("summary", help="show what a run of the VM tests found"))
     return parser
@@ -179,6 +184,26 @@ def _add_judge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there, too")
 
 
+def _add_cost(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Count the guest instructions that a UDP datagram of 64 bytes takes, sent and received, by the primary. "
+        "Instructions, not seconds: the figures are the same on every machine."
+    )
+    parser.set_defaults(command=_cost)
+    parser.add_argument(
+        "--qemu", default="patched", metavar="patched|stock|PATH", help="as for demo"
+    )
+    parser.add_argument(
+        "--guest",
+        nargs="+",
+        choices=COST_GUESTS[1:],
+        default=COST_GUESTS[1:],
+        help="what unites the two NICs in the guest (all)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    _add_sources(parser)
+
+
 def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.description = "Build what is missing; a second run builds nothing."
     parser.set_defaults(command=_build)
@@ -253,6 +278,20 @@ async def _migration(options: argparse.Namespace, scenario: Scenario, run: Path)
     await measure_migration(scenario, topology, run, say)
 
 
+def _cost(options: argparse.Namespace) -> None:
+    require("lab", "guest", "driver")
+    costs: dict[CostGuest, GuestCost] = {}
+    for guest in ("bare", *options.guest):
+        qemu = qemu_under_test(options.qemu, options.qemu_source)
+        image = image_under_test("virtio" if guest == "bare" else guest, options.kernel)
+        say(f"counting: {guest}")
+        costs[guest] = asyncio.run(measure_cost(guest, qemu, image))
+    print(cost_table(costs))
+    if options.json:
+        figures = {guest: asdict(cost) for guest, cost in costs.items()}
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
 def _jobs(qemu: str, scenario: Scenario) -> list[str]:
     """What a demo has to do for the first time, so that all missing packages are named at once."""
     nested = scenario.topology == "nested"
@@ -267,13 +306,13 @@ def _jobs(qemu: str, scenario: Scenario) -> list[str]:
     return ["lab", *(job for job, place in there.items() if not place.exists())]
 
 
-def _show(run: Path, json: Path | None) -> None:
+def _show(run: Path, result: Path | None) -> None:
     say("judging")
     verdict = judge(run)
     written = write(run, verdict, run)
     print(timeline(verdict, read_events(run), read_run(run), colour=sys.stdout.isatty()))
-    if json:
-        json.write_text(written.result.read_text())
+    if result:
+        result.write_text(written.result.read_text())
     say(f"report: {written.html}")
 
 

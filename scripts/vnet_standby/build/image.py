@@ -33,7 +33,8 @@ _INITRAMFS = GUEST / "initramfs.gz"
 _PICKED = GUEST / "kernel"  # of the kernel's files, those that the image needs
 _BUSYBOX = "busybox-static"
 _FOLDERS = ("bin", "dev", "etc", "proc", "root", "run", "sbin", "sys", "tmp", "usr/bin", "usr/sbin")
-_AGENT_FLAGS = ("-std=gnu11", "-static", "-O2", "-s", "-Wall", "-Wextra", "-Werror")
+_PROGRAMS = ("agent", "cost")
+COMPILER_FLAGS = ("-std=gnu11", "-static", "-O2", "-s", "-Wall", "-Wextra", "-Werror")
 # the image is a function of its sources: no file in it is younger than the epoch
 _TIME_STAMP = 0
 
@@ -302,7 +303,8 @@ def _assemble(busybox: Path, release: str) -> None:
         for folder in _FOLDERS:
             (root / folder).mkdir(parents=True, exist_ok=True)
         _copy_sources(root)
-        _compile_agent(root / "sbin/agent")
+        for program in _PROGRAMS:
+            _compile(program, root / "sbin")
         shutil.copytree(_PICKED / "lib/modules" / release, root / "lib/modules" / release)
         # last, because its links point out of this folder as long as it isn't a guest's root
         _install_busybox(busybox, root)
@@ -340,11 +342,12 @@ def _copy_sources(root: Path) -> None:
     (root / "init").chmod(0o755)
 
 
-def _compile_agent(binary: Path) -> None:
+def _compile(program: str, folder: Path) -> None:
     compiler = os.environ.get("CC", "cc").split()
+    source = GUEST_IMAGE_SOURCE / f"{program}.c"
     output(
-        [*compiler, *_AGENT_FLAGS, "-o", binary, GUEST_IMAGE_SOURCE / "agent.c"],
-        what="compiling the guest's agent",
+        [*compiler, *COMPILER_FLAGS, "-o", folder / program, source],
+        what=f"compiling the guest's {program}",
     )
 
 

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a packet costs inside the guest, in instructions: the same on every machine, unlike seconds.
+
+QEMU counts instructions (docs/devel/tcg-icount.rst): the guest's time stamp counter advances by one with each, and with
+the nanoseconds in which nothing runs, which the guest's kernel knows. guest/image/cost.c sends or receives a number of
+packets twice; the slope between the two is the cost of one.
+"""
+
+import asyncio
+import contextlib
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from vnet_standby.build.image import GuestImage
+from vnet_standby.errors import VnetStandbyError
+from vnet_standby.lab.command import PRIMARY_ID, STANDBY_ID, QemuBinary
+from vnet_standby.lab.namespace import enter_private_network
+from vnet_standby.lab.network import PREFIX_LENGTH, create_network
+from vnet_standby.lab.scenario import MAC
+from vnet_standby.traffic.probe import GUEST_ADDRESS, PEER_ADDRESS
+
+CostGuest = Literal["bare", "bond", "net-failover", "vnet-standby"]
+COST_GUESTS: tuple[CostGuest, ...] = get_args(CostGuest)
+"""Who unites the NICs; bare: nobody, there is only the primary. It is what the others are compared with."""
+
+_Mode = Literal["send", "receive", "ignore"]
+
+_RAM_MIB = 256
+_TIMEOUT_S = 240
+_INJECTOR_MAC = "52:54:00:76:6e:99"
+_TAP = "standby"
+_NO_IPV6 = Path("/proc/sys/net/ipv6/conf/default/disable_ipv6")
+_CALIBRATION_INSTRUCTIONS = 2_000_000
+_CALIBRATION_ERROR = 1e-3
+
+# String instructions count as one a byte under -icount: without these features the kernel's copies don't use them.
+_CPU = "max,-erms,-fsrm,-fsrs,-fzrm"
+_KERNEL = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Guest instructions and interrupts that one packet takes."""
+
+    instructions: float
+    interrupts: float
+
+    def over(self, other: "Cost") -> "Cost":
+        """What is more than another's."""
+        return Cost(self.instructions - other.instructions, self.interrupts - other.interrupts)
+
+
+@dataclass(frozen=True)
+class GuestCost:
+    """What a packet of 64 bytes of UDP payload costs in each direction."""
+
+    send: Cost
+    receive: Cost
+
+
+async def measure_cost(guest: CostGuest, qemu: QemuBinary, image: GuestImage) -> GuestCost:
+    """Boot a kind of guest three times, in a network namespace of its own, and count; `image` has its driver.
+
+    Receiving is what the same frames cost when they are the guest's less what they cost when they are nobody's.
+    Raises `VnetStandbyError` if the guest can't count.
+    """
+    enter_private_network()
+    if _NO_IPV6.exists():
+        _NO_IPV6.write_text("1")  # what the host says by itself comes at another moment in each run
+    await create_network([_TAP])
+    send, receive, ignore = [await _count(guest, mode, qemu, image) for mode in get_args(_Mode)]
+    return GuestCost(send, receive.over(ignore))
+
+
+async def _count(guest: CostGuest, mode: _Mode, qemu: QemuBinary, image: GuestImage) -> Cost:
+    with tempfile.TemporaryDirectory(prefix="vnet-standby-") as folder:
+        console = Path(folder) / "console"
+        process = await asyncio.create_subprocess_exec(
+            "setpriv", "--pdeathsig", "KILL", qemu.path, *_arguments(guest, mode, qemu, image),
+            "-serial", f"file:{console}",
+            stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        try:
+            async with asyncio.timeout(_TIMEOUT_S):
+                _, said = await process.communicate()
+        except TimeoutError:
+            raise VnetStandbyError(
+                f"counting what {guest} costs ({mode}): no end after {_TIMEOUT_S} s"
+            ) from None
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):  # it ended at this moment
+                    process.kill()
+                await process.wait()
+        text = console.read_text(errors="replace") if console.exists() else said.decode()
+        return parse(text, f"{guest} ({mode})")
+
+
+def parse(console: str, what: str) -> Cost:
+    """Read what guest/image/cost.c has printed; `what` is for the error if that is no measurement."""
+    if error := re.search(r"^error (.*?)\s*$", console, re.MULTILINE):
+        raise VnetStandbyError(f"counting what {what} costs: the guest says {error[1]}")
+    calibration = re.search(r"^calibration (\d+)", console, re.MULTILINE)
+    runs = re.findall(r"^run (\d+) (\d+) (\d+) (\d+)", console, re.MULTILINE)
+    if not calibration or len(runs) < 2:
+        last = (console.strip().splitlines() or ["nothing"])[-1]
+        raise VnetStandbyError(
+            f"counting what {what} costs: no figures; the guest's last words: {last}"
+        )
+    error_share = int(calibration[1]) / _CALIBRATION_INSTRUCTIONS - 1
+    if abs(error_share) > _CALIBRATION_ERROR:
+        raise VnetStandbyError(
+            f"counting what {what} costs: an instruction is not one tick of the guest's clock ({error_share:+.1%}); "
+            "is this a QEMU with -icount?"
+        )
+    few, many = (tuple(map(int, run)) for run in runs[-2:])
+    packets, ticks, irqs, direct = (last - first for first, last in zip(few, many, strict=True))
+    if direct < packets and not what.endswith("(ignore)"):
+        raise VnetStandbyError(
+            f"counting what {what} costs: only {direct} of {packets} packets took the primary"
+        )
+    return Cost(ticks / packets, irqs / packets)
+
+
+def _arguments(guest: CostGuest, mode: _Mode, qemu: QemuBinary, image: GuestImage) -> list[str]:
+    return [
+        "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+        "-machine", qemu.machine, "-m", str(_RAM_MIB), "-smp", "1", "-cpu", _CPU,
+        "-accel", "tcg,thread=single", "-icount", "shift=0,align=off,sleep=off",
+        "-seed", "1", "-rtc", "base=2026-01-01,clock=vm",
+        *(["-L", str(qemu.firmware)] if qemu.firmware else []),
+        "-kernel", str(image.kernel), "-initrd", str(image.initramfs),
+        "-append", f"{_KERNEL} {_settings(guest, mode)}",
+        *_standby(guest),
+        *_primary(guest),
+        # on the primary's wire: what it sends, the primary gets, with nothing of the host's timing in between
+        "-netdev", "hubport,id=injector,hubid=1",
+        "-device", f"igb,netdev=injector,mac={_INJECTOR_MAC},romfile=",
+    ]  # fmt: skip
+
+
+def _settings(guest: CostGuest, mode: _Mode) -> str:
+    address = f"{GUEST_ADDRESS}/{PREFIX_LENGTH}"
+    return f"vnet.guest={guest} vnet.address={address} vnet.cost={mode} vnet.peer={PEER_ADDRESS}"
+
+
+def _primary(guest: CostGuest) -> Sequence[str]:
+    paired = "" if guest in {"bare", "bond"} else f",failover_pair_id={STANDBY_ID}"
+    return [
+        "-device", "pcie-root-port,id=rp-primary,bus=pcie.0,chassis=2,slot=2",
+        "-netdev", "hubport,id=net-primary,hubid=1",
+        "-device", f"e1000e,id={PRIMARY_ID},netdev=net-primary,bus=rp-primary,mac={MAC},romfile={paired}",
+    ]  # fmt: skip
+
+
+def _standby(guest: CostGuest) -> Sequence[str]:
+    if guest == "bare":
+        return []
+    paired = "" if guest == "bond" else ",failover=on"
+    # without these two the kicks of the standby's queues are taken by another thread, and when differs from run to run
+    steady = "ioeventfd=off,tx=timer"
+    nic = f"virtio-net-pci,id={STANDBY_ID},netdev=net-standby,bus=rp-standby,mac={MAC},romfile="
+    return [
+        "-device", "pcie-root-port,id=rp-standby,bus=pcie.0,chassis=1,slot=1",
+        # a tap, because only that can checksum and segment for the guest, as where it is used
+        "-netdev", f"tap,id=net-standby,ifname={_TAP},script=no,downscript=no,vhost=off",
+        "-device", f"{nic},{steady}{paired}",
+    ]  # fmt: skip
