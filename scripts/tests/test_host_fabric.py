@@ -224,9 +224,9 @@ def no_tap(machine: Machine) -> None:
     ("prepare", "message"),
     [
         (unknown_driver, "bnxt_en move a MAC; known are igb, ixgbe, i40e, ice, mlx5_core"),
-        (macvtap, "standby is a macvtap, which is not supported"),
-        (ovs, "in ovs-system, an Open vSwitch, which is not supported"),
-        (no_bridge, "in no bridge, which is not supported"),
+        (macvtap, "not supported: standby is a macvtap"),
+        (ovs, "not supported: standby is in ovs-system, an Open vSwitch"),
+        (no_bridge, "not supported: standby is in no bridge"),
         (own_address, "it is the own address of standby"),
         (somebody_else_s, "static entry for it on tap7"),
         (two_vfs, "taken more than once, by VF 0 .* and VF 1"),

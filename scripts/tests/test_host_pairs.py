@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from vnet_standby.errors import VnetStandbyError
-from vnet_standby.host import pairs as pairs_module
+from vnet_standby.host import qmp
 from vnet_standby.host.pairs import Nic, Pair, pairs
 from vnet_standby.host.tables import pair_text
 from vnet_standby.paths import FIRMWARE, QEMU_PATCHED, QEMU_STOCK
@@ -243,7 +243,7 @@ def test_a_socket_with_something_else_behind_it(
 
 
 def test_a_monitor_that_somebody_else_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pairs_module, "_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(qmp, "_TIMEOUT_S", 0.2)
     done = threading.Event()
     monitor = FakeMonitor(tmp_path / "q", lambda _connection: done.wait(10))
     with pytest.raises(VnetStandbyError, match="another client"):

@@ -3,7 +3,7 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FrameType, TracebackType
 
@@ -40,6 +40,11 @@ class Transaction:
     def changed(self) -> list[str]:
         """What was changed so far, or would have been in a dry run."""
         return [change.what for change in self._done]
+
+    @property
+    def done(self) -> tuple[Change, ...]:
+        """The changes, so that they can be undone later, by `undo_all`."""
+        return tuple(self._done)
 
     def apply(self, *changes: Change) -> None:
         """Make the changes, in their order."""
@@ -85,17 +90,17 @@ class Transaction:
     def _undo(self, reason: str) -> None:
         done, self._done = self._done, []
         if not self.dry_run:
-            failed = _undo_all(reversed(done))
+            failed = undo_all(done)
             if failed:
                 raise VnetStandbyError(
                     f"{reason}; not all could be undone, look at: {'; '.join(failed)}"
                 )
 
 
-def _undo_all(changes: Iterable[Change]) -> list[str]:
-    """Undo what can be undone; return what could not, and why."""
+def undo_all(changes: Sequence[Change]) -> list[str]:
+    """Undo what can be undone, last change first; return what could not, and why."""
     failed = []
-    for change in changes:
+    for change in reversed(changes):
         try:
             change.undo()
         except (VnetStandbyError, OSError) as error:

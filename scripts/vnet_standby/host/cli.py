@@ -1,24 +1,38 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The command line: list, assign, release, pair, steer."""
+"""The command line: list, assign, release, pair, steer, agent, migrate."""
 
 import argparse
 import dataclasses
 import json
-import logging
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from vnet_standby.errors import VnetStandbyError
 from vnet_standby.host.mac import parse_mac
+
+_AGENT = """\
+Move what this host delivers a pair's frames by (bridge table, VF filter) whenever the guest's driver says that it has
+changed its datapath, send the end marker on the path that is left, and acknowledge; hand a migrating VM's MAC over at
+the gate. Pairs are those whose standby has x-standby-datapath=on; others are left as they are.
+"""
+_AGENT_EPILOG = """\
+One agent a network namespace. It needs CAP_NET_ADMIN, CAP_NET_RAW and the right to open the sockets. Fabrics: a Linux
+bridge with the taps of standby and emulated primary; a bridge with the tap and the PF of the VF (PF drivers that `list`
+and `assign` know; the VM needs x-standby-primary-mac, the address that the agent names if it is missing).
+
+The log is JSON lines {"t": seconds since the Epoch, "who": "agent", "event", "data"}. "ready" comes when all VMs that
+were given are attached. Ends at SIGTERM or Ctrl-C, and when the VMs that were given have all ended, unless there is a
+folder. However it ends, by SIGKILL, too, entries that would stay where they are forever are taken back: bridges learn
+again, and VFs have an alias, so that all frames come by the standby until an agent is back.
+"""
 
 PROG = "python3 -m vnet_standby.host"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; the exit status is 0 only if it did what it says, 1 on an error, 2 on wrong usage."""
-    # qemu.qmp logs each failed connection; the commands' own message says it
-    logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
     options = _parser().parse_args(argv)
     command: Callable[[argparse.Namespace], None] = options.command
     try:
@@ -39,7 +53,35 @@ def _parser() -> argparse.ArgumentParser:
     _add_release(commands.add_parser("release", help="give a VF or NIC back to its host driver"))
     _add_pair(commands.add_parser("pair", help="show standby and primary of a running VM"))
     _add_steer(commands.add_parser("steer", help="point this host at the VF or the tap for a MAC"))
+    add_agent(commands.add_parser("agent", help="move the fabric as the VMs of this host say"))
     return parser
+
+
+def add_agent(parser: argparse.ArgumentParser) -> None:
+    """The options of the agent, which the project's own command line has, too."""
+    parser.description = _AGENT
+    parser.epilog = _AGENT_EPILOG
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.set_defaults(command=_agent)
+    parser.add_argument(
+        "monitors", nargs="*", metavar="QMP-SOCKET",
+        help="path, or HOST:PORT, of a QMP monitor for the agent alone; it has to be there",
+    )  # fmt: skip
+    parser.add_argument(
+        "--folder", type=Path, metavar="DIR",
+        help="attach to every socket that is or comes there; all have to be such monitors",
+    )  # fmt: skip
+    parser.add_argument(
+        "--port", type=_port, action="append", default=[], metavar="[VM/]DEVICE=TAP",
+        help="the tap of a NIC that QEMU does not tell it of: it was given the tap open",
+    )  # fmt: skip
+    parser.add_argument(
+        "--uplink", action="append", default=[], metavar="PORT",
+        help="a bridge's port that leads to other hosts (all that are NICs, bonds, VLANs or tunnels)",
+    )  # fmt: skip
+    parser.add_argument("--log", type=Path, metavar="FILE", help="append the log there (stdout)")
+    parser.add_argument("--status", action="store_true", help="show what the agent here does")
+    parser.add_argument("--json", action="store_true", help="print JSON (with --status)")
 
 
 def _add_list(parser: argparse.ArgumentParser) -> None:
@@ -123,6 +165,13 @@ def _mac(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def _port(text: str) -> tuple[str, str]:
+    device, _, netdev = text.partition("=")
+    if not device or not netdev:
+        raise argparse.ArgumentTypeError(f"{text} is not of the form DEVICE=TAP or VM/DEVICE=TAP")
+    return device, netdev
+
+
 def _count(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text} is no number of VFs")
@@ -203,6 +252,23 @@ def _steer(options: argparse.Namespace) -> None:
         "to": options.to or "off",
     }
     _report(options, result)
+
+
+def _agent(options: argparse.Namespace) -> None:
+    if options.status:
+        from vnet_standby.host.control import read_status  # noqa: PLC0415
+        from vnet_standby.host.tables import agent_table  # noqa: PLC0415
+
+        status = read_status()
+        print(_json(status) if options.json else agent_table(status))
+        return
+    from vnet_standby.host.agent import run_agent  # noqa: PLC0415
+    from vnet_standby.host.journal import open_journal  # noqa: PLC0415
+
+    if not options.monitors and not options.folder:
+        raise VnetStandbyError("which VMs? give their QMP sockets, or --folder")
+    with open_journal(options.log) as journal:
+        run_agent(options.monitors, options.folder, dict(options.port), options.uplink, journal)
 
 
 def _report(options: argparse.Namespace, result: dict[str, Any], closing: str = "") -> None:

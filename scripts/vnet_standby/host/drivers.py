@@ -90,7 +90,7 @@ def pf_driver(name: str) -> PfDriver:
     """Return what is known of a PF's driver; raises `VnetStandbyError` if that is nothing."""
     if name not in DRIVERS:
         raise VnetStandbyError(
-            f"nothing is known of how PFs with the driver {name or '(none)'} move a MAC; "
+            f"not supported: nothing is known of how PFs with the driver {name or '(none)'} move a MAC; "
             f"known are {', '.join(DRIVERS)}"
         )
     return DRIVERS[name]

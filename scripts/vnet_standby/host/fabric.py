@@ -10,16 +10,16 @@ the tap. To the primary it is the other way round. Nothing is lost on the way, b
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 from vnet_standby.errors import VnetStandbyError
 from vnet_standby.host.changes import Change, Transaction
 from vnet_standby.host.drivers import DRIVERS, PfDriver, pf_driver
 from vnet_standby.host.host import Host, VfPlace
 from vnet_standby.host.mac import alias, is_for
-from vnet_standby.host.network import FdbEntry, Link, steered
+from vnet_standby.host.network import Datapath, FdbEntry, Link, learnt, steered
 
-Datapath = Literal["primary", "standby"]
+_OUTWARD = {"", "bond", "team", "vlan", "vxlan", "geneve", "gre", "gretap"}
+"""Kinds of netdevs that are no guest's: "" is hardware."""
 
 _NO_VF_NOTE = "no VF of this host has the MAC, so only the bridge is pointed; others learn from what the guest sends"
 
@@ -32,13 +32,34 @@ class Fabric:
     bridge: Link
     tap: Link
     """The standby's port of the bridge."""
-    uplink: Link
-    """The port of the bridge that leads to the primary."""
+    uplink: Link | None
+    """The port of the bridge that leads to the primary; None if it isn't known where that is."""
     vlans: tuple[int | None, ...]
     """The VLANs that the tap is in; (None,) where the bridge knows no VLANs."""
     vf: VfPlace | None
     """None where the primary is no VF of this host: a whole NIC, a representor's VF, or none."""
     driver: PfDriver | None
+    emulated: bool = False
+    """QEMU emulates the primary, too: `uplink` is its tap."""
+
+    @property
+    def ports(self) -> set[int]:
+        """The bridge's ports that are the pair's, by index."""
+        return {self.tap.index} | ({self.uplink.index} if self.uplink else set())
+
+    def last_on(self, left: Datapath) -> tuple[Link, str] | None:
+        """By which netdev, and to which MAC, a frame goes that is the last one on a path that was left.
+
+        None if the host has no way to put one there, behind the frames before it.
+        """
+        if left == "standby":
+            return self.tap, self.mac
+        if self.emulated and self.uplink:
+            return self.uplink, self.mac
+        if self.vf and self.driver and self.driver.flips:
+            # by then the VF's filter has moved; the PF's frames for the alias go round in the embedded switch
+            return self.vf.pf, alias(self.mac)
+        return None
 
 
 def find_fabric(
@@ -59,6 +80,87 @@ def find_fabric(
     fabric = Fabric(mac, bridge, tap, uplink, vlans, vf, driver)
     _require_mac_free(host, fabric)
     return fabric
+
+
+def find_pair_fabric(
+    host: Host, mac: str, tap_name: str, primary_tap: str = "", address: str = ""
+) -> Fabric:
+    """Find out what has to be pointed for a VM's pair; the VM may be the source or destination of a migration.
+
+    The primary is an emulated NIC behind a tap, the host's PCI function with this address, or not known yet: then it is
+    the VF with the MAC, if there is one. Another port of the bridge may have the MAC: that is the other side's. Raises
+    `VnetStandbyError` if this can't be pointed here.
+    """
+    tap = host.network.link(tap_name)
+    bridge = _bridge(host, tap)
+    vf = _vf_with(host, mac, bridge) if not primary_tap else None
+    uplink: Link | None = None
+    if primary_tap:
+        uplink = host.network.link(primary_tap)
+        if _bridge(host, uplink) != bridge:
+            raise VnetStandbyError(
+                f"not supported: {primary_tap}, the primary's tap, is not in {bridge.name} as {tap_name} is"
+            )
+    elif address and host.pci.find(address).pf:
+        vf = _named_vf(host, address, mac)
+        uplink = _uplink(host, bridge, tap, vf, "")
+    elif vf:
+        uplink = _uplink(host, bridge, tap, vf, "")
+    elif address:
+        uplink = _uplink(host, bridge, tap, None, "")
+    vlans: tuple[int | None, ...] = host.network.vlans(tap) if bridge.vlan_filtering else (None,)
+    driver = pf_driver(vf.pf_function.driver) if vf else None
+    fabric = Fabric(mac, bridge, tap, uplink, vlans, vf, driver, emulated=bool(primary_tap))
+    _require_mac_not_local(host, fabric)
+    return fabric
+
+
+def where(host: Host, fabric: Fabric) -> Datapath | None:
+    """Where the host delivers frames for the MAC; None if it is neither or both (a bridge that has not learnt it)."""
+    if fabric.vf and fabric.driver and fabric.driver.flips:
+        return "primary" if _vf_mac(host, fabric.vf) == fabric.mac else "standby"
+    ports = {entry.port for entry in _entries(host, fabric)}
+    if ports == {fabric.tap.index}:
+        return "standby"
+    return "primary" if fabric.uplink and ports == {fabric.uplink.index} else None
+
+
+def outward(host: Host, fabric: Fabric, names: tuple[str, ...] = ()) -> list[Link]:
+    """The bridge's ports that lead to other hosts: those named, else its NICs, bonds, VLANs and tunnels."""
+    links = host.network.links().values()
+    ports = [link for link in links if link.master == fabric.bridge.index]
+    if names:
+        return [port for port in ports if port.name in names]
+    return [port for port in ports if port.kind in _OUTWARD]
+
+
+def park(host: Host, change: Transaction, fabric: Fabric) -> None:
+    """Keep the VF away from frames for the MAC, before the VM is here."""
+    if fabric.vf and fabric.driver and fabric.driver.flips:
+        change.apply(*_flip(host, fabric.vf, alias(fabric.mac)))
+
+
+def loosen(host: Host, change: Transaction, fabric: Fabric, to: Link | None = None) -> None:
+    """Let the bridge learn again where the MAC is, beginning with `to`, else with where it is now.
+
+    That is for when nobody is there who would move it. A VF's filter is no table that learns: the VF gets its alias, so
+    that the tap has all frames; the guest takes them on both.
+    """
+    if fabric.vf:
+        to = fabric.tap
+        change.apply(*_embedded_to_standby(host, fabric))
+    ports = {index: link for index, link in host.network.links().items() if index in fabric.ports}
+    for entry in _entries(host, fabric):
+        if entry.kind == "static" and entry.port in ports:
+            change.apply(_loosened(host, entry, to or ports[entry.port]))
+
+
+def hand_over(host: Host, change: Transaction, fabric: Fabric, to: Link | None) -> None:
+    """Give the MAC up to another host that is behind the port `to`; without one nothing of it is left here."""
+    change.apply(*_own_filters_to(host, fabric, wanted=False))
+    for entry in _entries(host, fabric):
+        if entry.kind == "static" and entry.port in fabric.ports:
+            change.apply(_loosened(host, entry, to) if to else _delete_entry(host, entry))
 
 
 def steer(host: Host, change: Transaction, fabric: Fabric, to: Datapath) -> None:
@@ -91,34 +193,47 @@ def forget(host: Host, change: Transaction, mac: str) -> None:
 
 
 def _to_standby(host: Host, change: Transaction, fabric: Fabric) -> None:
-    change.apply(*_bridge_to(host, fabric, fabric.tap))
+    change.apply(*_bridge_to(host, fabric, fabric.tap), *_embedded_to_standby(host, fabric))
+
+
+def _embedded_to_standby(host: Host, fabric: Fabric) -> list[Change]:
     if not (fabric.vf and fabric.driver):
-        return
+        return []
     flip = _flip(host, fabric.vf, alias(fabric.mac)) if fabric.driver.flips else []
-    own = (
-        _own_filter(host, fabric.vf.pf, fabric.mac, wanted=True)
-        if fabric.driver.own_filters
-        else []
-    )
+    own = _own_filters_to(host, fabric, wanted=True)
     # PF and VF both having the MAC means every frame twice; a PF that isn't promiscuous not having it means none
-    change.apply(*(flip + own if fabric.vf.pf.promiscuous else own + flip))
+    return flip + own if fabric.vf.pf.promiscuous else own + flip
 
 
 def _to_primary(host: Host, change: Transaction, fabric: Fabric) -> None:
+    if fabric.uplink is None:
+        raise VnetStandbyError(
+            f"which port of {fabric.bridge.name} leads to the primary of {fabric.mac} is not known"
+        )
     if fabric.vf and fabric.driver:
         if not fabric.vf.pf.up:
             raise VnetStandbyError(
                 f"the PF {fabric.vf.pf.name} is down; ip link set {fabric.vf.pf.name} up"
             )
         flip = _flip(host, fabric.vf, fabric.mac) if fabric.driver.flips else []
-        own = _own_filter(host, fabric.vf.pf, fabric.mac, wanted=False)
-        own = own if fabric.driver.own_filters else []
+        own = _own_filters_to(host, fabric, wanted=False)
         change.apply(*(own + flip if fabric.vf.pf.promiscuous else flip + own))
     change.apply(*_bridge_to(host, fabric, fabric.uplink))
 
 
+def _own_filters_to(host: Host, fabric: Fabric, *, wanted: bool) -> list[Change]:
+    if not (fabric.vf and fabric.driver and fabric.driver.own_filters):
+        return []
+    return _own_filter(host, fabric.vf.pf, fabric.mac, wanted=wanted)
+
+
+def _vf_mac(host: Host, vf: VfPlace) -> str:
+    """Its MAC now; that in its settings is the one when it was found."""
+    return host.network.vfs(vf.pf)[vf.index].mac
+
+
 def _flip(host: Host, vf: VfPlace, mac: str) -> list[Change]:
-    old = vf.settings.mac
+    old = _vf_mac(host, vf)
     if old == mac:
         return []
     return [
@@ -160,6 +275,21 @@ def _bridge_to(host: Host, fabric: Fabric, port: Link) -> list[Change]:
                 )
             )
     return changes
+
+
+def _loosened(host: Host, entry: FdbEntry, port: Link) -> Change:
+    def loosen_() -> None:
+        try:
+            host.network.write_entry(learnt(entry.mac, port, entry.vlan))
+        except VnetStandbyError:
+            # br_fdb.c, fdb_add_entry(): a port that does not forward takes no such entry; then frames are flooded
+            host.network.delete_entry(entry)
+
+    return Change(
+        f"let the bridge learn {entry.mac}{_in_vlan(entry.vlan)} again, from {port.name}",
+        do=loosen_,
+        undo=_writing(host, entry),
+    )
 
 
 def _delete_entry(host: Host, entry: FdbEntry) -> Change:
@@ -209,17 +339,16 @@ def _entries(host: Host, fabric: Fabric) -> list[FdbEntry]:
 def _bridge(host: Host, tap: Link) -> Link:
     if tap.kind in {"macvtap", "macvlan", "ipvlan", "ipvtap"}:
         raise VnetStandbyError(
-            f"{tap.name} is a {tap.kind}, which is not supported: its PF decides alone; put a tap into a Linux bridge"
+            f"not supported: {tap.name} is a {tap.kind}, its PF decides alone; put a tap into a Linux bridge"
         )
     master = host.network.links().get(tap.master)
     if master is None:
         raise VnetStandbyError(
-            f"{tap.name} is in no bridge, which is not supported; ip link set {tap.name} master BRIDGE"
+            f"not supported: {tap.name} is in no bridge; ip link set {tap.name} master BRIDGE"
         )
     if master.kind != "bridge":
         raise VnetStandbyError(
-            f"{tap.name} is in {master.name}, {_article(master.kind)}, which is not supported; "
-            "only Linux bridges are"
+            f"not supported: {tap.name} is in {master.name}, {_article(master.kind)}; only Linux bridges are"
         )
     return master
 
@@ -245,8 +374,7 @@ def _named_vf(host: Host, name: str, mac: str) -> VfPlace | None:
 
 def _vf_with(host: Host, mac: str, bridge: Link) -> VfPlace | None:
     """Return the VF with this MAC, or its alias, whose PF is in the bridge."""
-    pfs = [f for f in host.pci.network_functions() if f.vfs and f.netdev]
-    near = [pf for pf in pfs if host.bridge_of(host.pf_link(pf))[0] == bridge]
+    near = [pf for pf in host.pfs() if host.bridge_of(host.pf_link(pf))[0] == bridge]
     return _sole([place for pf in near for place in _with_mac(host.places(pf), mac)], mac)
 
 
@@ -291,16 +419,20 @@ def _uplink(host: Host, bridge: Link, tap: Link, vf: VfPlace | None, name: str) 
 
 
 def _require_mac_free(host: Host, fabric: Fabric) -> None:
+    _require_mac_not_local(host, fabric)
     links = host.network.links()
-    ours = {fabric.tap.index, fabric.uplink.index}
     for entry in _entries(host, fabric):
-        name = links[entry.port].name
+        if entry.kind == "static" and entry.port not in fabric.ports:
+            raise VnetStandbyError(
+                f"{fabric.mac} is taken: {fabric.bridge.name} has a static entry for it on {links[entry.port].name}; "
+                "if it is an old one, `steer MAC --off` removes it"
+            )
+
+
+def _require_mac_not_local(host: Host, fabric: Fabric) -> None:
+    for entry in _entries(host, fabric):
         if entry.kind == "local":
+            name = host.network.links()[entry.port].name
             raise VnetStandbyError(
                 f"{fabric.mac} is taken: it is the own address of {name} in {fabric.bridge.name}"
-            )
-        if entry.kind == "static" and entry.port not in ours:
-            raise VnetStandbyError(
-                f"{fabric.mac} is taken: {fabric.bridge.name} has a static entry for it on {name}; "
-                "if it is an old one, `steer MAC --off` removes it"
             )

@@ -62,6 +62,11 @@ class Host:
             for index, address in enumerate(pf_function.vfs)
         ]
 
+    def pfs(self) -> list[PciFunction]:
+        """The PFs that have VFs, and a netdev in this network namespace (sysfs may be another one's)."""
+        here = {link.name for link in self.network.links().values()}
+        return [f for f in self.pci.network_functions() if f.vfs and f.netdev in here]
+
     def pf_link(self, pf_function: PciFunction) -> Link:
         """Return a PF's netdev; raises `VnetStandbyError` if it has none here."""
         if not pf_function.netdev:

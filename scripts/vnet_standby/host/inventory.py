@@ -51,7 +51,13 @@ def inventory(host: Host) -> list[Nic]:
 
 def vf_macs(host: Host) -> dict[str, str]:
     """The MAC of each VF of the host by its PCI address."""
-    return {vf.address: vf.mac for nic in inventory(host) for vf in nic.vfs}
+    return {
+        address: settings.mac
+        for pf in host.pfs()
+        for address, settings in zip(
+            pf.vfs, host.network.vfs(host.pf_link(pf)).values(), strict=False
+        )
+    }
 
 
 def _nic(host: Host, function: PciFunction, functions: dict[str, PciFunction]) -> Nic:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from vnet_standby.errors import VnetStandbyError
 
 EntryKind = Literal["local", "static", "dynamic"]
+Datapath = Literal["primary", "standby"]
 
 # linux/neighbour.h; the same numbers are in pyroute2, whose import takes a second on a slow host
 _NUD_REACHABLE = 0x02
@@ -28,8 +29,9 @@ _STATES: dict[EntryKind, int] = {
 
 _IFF_UP = 0x1
 _RTEXT_FILTER_VF = 1  # linux/rtnetlink.h
+_BRIDGE_VLAN_UNTAGGED = 0x04  # linux/if_bridge.h
 
-_PRIVILEGE = "needs CAP_NET_ADMIN; run it as root"
+PRIVILEGE = "needs CAP_NET_ADMIN and CAP_NET_RAW; run it as root"
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,22 @@ class Network:
             found = [str(m.get_attr("IFA_ADDRESS")) for m in self._ip.get_addr(index=link.index)]
         return [address for address in found if not ipaddress.ip_address(address).is_link_local]
 
+    def require_privilege(self) -> None:
+        """Raise `VnetStandbyError` if this user may not change the network here; changes nothing."""
+        with _telling("changing this host's network"):
+            self._ip.link("set", index=1)  # lo, and nothing about it
+
+    def queue_length(self, link: Link) -> int:
+        """How many frames wait in a netdev before more are dropped; for a tap: those that QEMU has not read."""
+        with _telling(f"reading the queue length of {link.name}"):
+            (message,) = self._ip.get_links(link.index)
+        return int(message.get_attr("IFLA_TXQLEN"))
+
+    def set_queue_length(self, link: Link, frames: int) -> None:
+        """Change it. Frames that wait are kept as far as there is room."""
+        with _telling(f"setting the queue length of {link.name}"):
+            self._ip.link("set", index=link.index, txqlen=frames)
+
     def set_up(self, name: str) -> None:
         """Bring a netdev up, which may be a new one."""
         self.reread()
@@ -171,11 +189,18 @@ class Network:
 
     def vlans(self, port: Link) -> tuple[int, ...]:
         """The VLANs that a port of a VLAN-aware bridge is in."""
+        return tuple(sorted({vlan for vlan, _ in self._port_vlans(port)}))
+
+    def untagged(self, port: Link) -> set[int]:
+        """Those of them whose frames leave by the port without a tag."""
+        return {vlan for vlan, flags in self._port_vlans(port) if flags & _BRIDGE_VLAN_UNTAGGED}
+
+    def _port_vlans(self, port: Link) -> set[tuple[int, int]]:
         with _telling(f"reading the VLANs of {port.name}"):
             messages = list(self._ip.get_vlans(index=port.index))
         specs = [message.get_attr("IFLA_AF_SPEC") for message in messages]
         infos = [info for spec in specs if spec for info in spec.get_attrs("IFLA_BRIDGE_VLAN_INFO")]
-        return tuple(sorted({info["vid"] for info in infos}))
+        return {(info["vid"], info["flags"]) for info in infos}
 
     def _fdb(self, mac: str) -> list[Any]:
         with _telling("reading the bridges' tables"):
@@ -203,7 +228,7 @@ def _telling(what: str, ignore: int = 0) -> Iterator[None]:
     except NetlinkError as error:
         if error.code == ignore:
             return
-        reason = _PRIVILEGE if error.code == errno.EPERM else _reason(error.code)
+        reason = PRIVILEGE if error.code == errno.EPERM else _reason(error.code)
         raise VnetStandbyError(f"{what}: {reason}") from error
 
 
@@ -269,3 +294,8 @@ def _key(entry: FdbEntry) -> dict[str, object]:
 def steered(mac: str, port: Link, vlan: int | None) -> FdbEntry:
     """The entry that keeps a MAC on a port whatever is seen elsewhere."""
     return FdbEntry(mac, port.index, vlan, kind="static", sticky=True)
+
+
+def learnt(mac: str, port: Link, vlan: int | None) -> FdbEntry:
+    """An entry as the bridge makes it itself; it moves when the MAC is seen elsewhere, and ages."""
+    return FdbEntry(mac, port.index, vlan, kind="dynamic", sticky=False)

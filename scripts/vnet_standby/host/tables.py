@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the commands found, as text for a terminal."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from vnet_standby.host.inventory import Nic, VirtualFunction
 from vnet_standby.host.pairs import Nic as VmNic
@@ -9,6 +10,12 @@ from vnet_standby.host.pairs import Pair
 
 _HEADINGS = (
     "NIC", "PCI ADDRESS", "DRIVER", "GROUP", "MAC", "LINK", "BRIDGE", "TRUST", "SPOOF CHECK", "IN USE BY",
+)  # fmt: skip
+
+
+_AGENT_KEYS = ("vm", "device", "mac", "phase", "datapath", "fabric", "standby", "primary", "gate")
+_AGENT_HEADINGS = (
+    "VM", "STANDBY", "MAC", "GUEST", "DRIVER ON", "FABRIC ON", "TAP", "PRIMARY", "GATE", "LAST MOVE", "STATE",
 )  # fmt: skip
 
 
@@ -24,6 +31,18 @@ def nic_table(nics: Iterable[Nic]) -> str:
 def pair_text(pairs: Iterable[Pair]) -> str:
     """A paragraph a pair."""
     return "\n".join(_pair_lines(pair) for pair in pairs)
+
+
+def agent_table(status: Mapping[str, Any]) -> str:
+    """A row a pair that the agent knows."""
+    rows: list[Sequence[str]] = [_AGENT_HEADINGS]
+    for pair in status["pairs"]:
+        last = pair["last"]
+        moved = f"to {last['to']} ({last['cause']}), {last['ms']:.1f} ms" if last else ""
+        rows.append([*(pair[key] or "" for key in _AGENT_KEYS), moved, pair["state"]])
+    if len(rows) == 1:
+        return f"agent {status['pid']}: {len(status['vms'])} VMs, no pair"
+    return columns(rows)
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
