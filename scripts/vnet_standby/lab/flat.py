@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The flat topology: both hosts are QEMUs on this machine, whose taps are ports of one bridge."""
 
+import contextlib
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,13 @@ from vnet_standby.lab.command import (
     QemuBinary,
     boot_arguments,
     emulated_primary,
+    host_agent_arguments,
     machine_arguments,
     nic_arguments,
     speak_datapath_protocol,
 )
 from vnet_standby.lab.events import EventLog
+from vnet_standby.lab.host_agent import host_agent
 from vnet_standby.lab.network import create_network
 from vnet_standby.lab.scenario import Host, Scenario
 from vnet_standby.lab.vm import Launch, Vm, local
@@ -40,6 +44,8 @@ class Flat:
         self._scenario = scenario
         self._image = image
         self._accelerator = accelerator
+        self._monitors = Path()
+        self._stack = contextlib.AsyncExitStack()
 
     @property
     def protocol(self) -> bool:
@@ -54,12 +60,24 @@ class Flat:
         primaries = [host for host in _HOSTS if scenario.primary_on(host)]
         return {**ports, **{f"{host}-primary": "primary" for host in primaries}}
 
-    async def create(self, _events: EventLog, _run: Path) -> None:
-        """Make the bridge and its ports."""
+    @property
+    def has_agent(self) -> bool:
+        """Whether a host agent runs; one serves both hosts, as they share a bridge."""
+        return self.protocol and self._scenario.host_agent
+
+    async def create(self, events: EventLog, run: Path) -> None:
+        """Make the bridge and its ports, and start the host agent."""
         await create_network(list(self.ports))
+        if self.has_agent:
+            # not in `run`: the path of a UNIX socket has at most 107 bytes
+            folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="vnet-standby-"))
+            self._monitors = Path(folder)
+            agent = host_agent(self._monitors, events, run / "agent.log")
+            await self._stack.enter_async_context(agent)
 
     async def close(self) -> None:
-        """Nothing runs but the VMs; the network goes with its namespace."""
+        """End the agent; the network goes with its namespace."""
+        await self._stack.aclose()
 
     def vm(self, host: Host, events: EventLog, run: Path) -> Vm:
         """A VM on a host, which is this machine."""
@@ -81,6 +99,7 @@ class Flat:
             *nic_arguments(
                 scenario, f"{host}-standby", None if absent else primary, tap, protocol=self.protocol
             ),
+            *(host_agent_arguments(self._monitors / f"{host}.qmp") if self.has_agent else []),
         ]  # fmt: skip
 
     def primary(self, host: Host, *, incoming: bool) -> Mapping[str, str] | None:

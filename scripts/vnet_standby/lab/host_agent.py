@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The host agent in the lab: the one that operators run, as a process in the lab's network namespace."""
+
+import asyncio
+import contextlib
+import json
+import signal
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from vnet_standby.errors import VnetStandbyError
+from vnet_standby.lab.events import Event, EventLog
+from vnet_standby.lab.waiting import ProcessExitedError, unless_ended
+
+_READY_S = 30
+_END_S = 30
+
+
+@contextlib.asynccontextmanager
+async def host_agent(monitors: Path, events: EventLog, log: Path) -> AsyncIterator[Process]:
+    """An agent for the VMs whose monitors are in a folder; what it journals becomes events of the run.
+
+    `log` gets what it has to say besides. Raises `VnetStandbyError` if it does not start, or does not end.
+    """
+    since = len(events)
+    with log.open("wb") as errors:
+        process = await asyncio.create_subprocess_exec(
+            # no agent outlives a lab that was killed and could not clean up
+            "setpriv", "--pdeathsig", "TERM",
+            sys.executable, "-m", "vnet_standby.host", "agent", "--folder", monitors,
+            stdin=DEVNULL, stdout=PIPE, stderr=errors, start_new_session=True,
+        )  # fmt: skip
+    assert process.stdout is not None
+    reading = asyncio.create_task(_record(process.stdout, events))
+    try:
+        await _wait_ready(process, events, since, log)
+        yield process
+    finally:
+        await _end(process)
+        await reading
+
+
+async def _wait_ready(process: Process, events: EventLog, since: int, log: Path) -> None:
+    ready = events.wait(lambda event: event.who == "agent" and event.event == "ready", since)
+    try:
+        await unless_ended(ready, process.wait(), _READY_S)
+    except ProcessExitedError as end:
+        said = log.read_text(errors="replace").strip() or "it said nothing"
+        raise VnetStandbyError(
+            f"the host agent does not start (exit status {end.status}): {said}"
+        ) from None
+    except TimeoutError:
+        raise VnetStandbyError(
+            f"the host agent is not ready within {_READY_S} s; see {log}"
+        ) from None
+
+
+async def _record(journal: asyncio.StreamReader, events: EventLog) -> None:
+    async for line in journal:
+        event = journalled(line.decode())
+        await events.add(event.who, event.event, event.data, event.t)
+
+
+def journalled(line: str) -> Event:
+    """Read a line of the agent's journal; its time is as the agent's host has it."""
+    return Event(**json.loads(line))
+
+
+async def _end(process: Process) -> None:
+    if process.returncode is not None:
+        return
+    process.send_signal(signal.SIGTERM)
+    try:
+        async with asyncio.timeout(_END_S):
+            await process.wait()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        raise VnetStandbyError(
+            f"the host agent did not end within {_END_S} s; it was killed"
+        ) from None
