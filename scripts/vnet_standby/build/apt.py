@@ -113,6 +113,22 @@ class Apt:
             self._fetch(["download", *absent], f"downloading {' '.join(absent)}", into)
         return [self.downloaded(name, into)[-1] for name in packages]
 
+    def download_version(self, package: str, version: str, into: Path) -> Path:
+        """Return the .deb of exactly this version, fetched into folder `into`; raises where the archive lacks it."""
+        self.update()
+        listing = output(
+            ["apt-cache", "madison", package],
+            what=f"asking for the versions of {package}",
+            env=self._environment(),
+        )
+        there = [line.split("|")[1].strip() for line in listing.splitlines() if "|" in line]
+        if version not in there:
+            raise VnetStandbyError(
+                f"Debian's archive has {package} {', '.join(there) or 'in no version'}, not {version}, which is needed"
+            )
+        self._fetch(["download", f"{package}={version}"], f"downloading {package} {version}", into)
+        return self.downloaded(package, into)[-1]
+
     def source(self, package: str, into: Path) -> Path:
         """Return the package's source tree, Debian's patches applied, unpacked anew as `into`/`package`."""
         if not list(into.glob(f"{package}_*.dsc")):
