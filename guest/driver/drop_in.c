@@ -26,7 +26,7 @@
 
 struct failover *net_failover_create(struct net_device *standby_dev)
 {
-	return vnet_standby_create(standby_dev);
+	return vnet_standby_create(standby_dev, NULL);
 }
 EXPORT_SYMBOL_GPL(net_failover_create);
 

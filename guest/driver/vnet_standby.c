@@ -68,6 +68,7 @@ struct vs_pair {
 	struct vs_cpu_stats __percpu *stats;
 	bool xdp;				/* the master has a native XDP program */
 	const struct net_device_ops *standby_ops;
+	const struct vnet_standby_ops *driver;	/* NULL: a virtio_net that knows only net_failover */
 	struct net_device_ops ops;
 
 	/* under RTNL */
@@ -258,7 +259,8 @@ static bool vs_accepts_group(struct vs_pair *pair, const struct sk_buff *skb)
 		return false;
 	if (ether_addr_equal(eth_hdr(skb)->h_source, pair->dev->dev_addr))
 		return false;
-	this_cpu_ptr(pair->stats)->from_primary = skb;
+	if (!pair->driver)
+		this_cpu_ptr(pair->stats)->from_primary = skb;
 	return true;
 }
 
@@ -307,10 +309,20 @@ static rx_handler_result_t vs_handle_frame(struct sk_buff **pskb)
 	return RX_HANDLER_ANOTHER;
 }
 
+static void vs_count_standby_drop(struct vs_pair *pair)
+{
+	struct vs_cpu_stats *stats = this_cpu_ptr(pair->stats);
+
+	u64_stats_update_begin(&stats->syncp);
+	u64_stats_inc(&stats->standby_group_dropped);
+	u64_stats_update_end(&stats->syncp);
+}
+
 #ifdef CONFIG_NETFILTER_INGRESS
 /*
- * The standby's group frames, while the primary is the active path. This hook sees the primary's,
- * too: those were marked by vs_accepts_group() just before, on the same CPU.
+ * The standby's group frames, while the primary is the active path, where virtio_net does not call
+ * vnet_standby_receive(). This hook sees the primary's, too: those were marked by
+ * vs_accepts_group() just before, on the same CPU.
  */
 static unsigned int vs_filter_standby(void *priv, struct sk_buff *skb,
 				      const struct nf_hook_state *state)
@@ -327,9 +339,7 @@ static unsigned int vs_filter_standby(void *priv, struct sk_buff *skb,
 	}
 	if (!rcu_access_pointer(pair->tx_dev))
 		return NF_ACCEPT;
-	u64_stats_update_begin(&stats->syncp);
-	u64_stats_inc(&stats->standby_group_dropped);
-	u64_stats_update_end(&stats->syncp);
+	vs_count_standby_drop(pair);
 	return NF_DROP;
 }
 
@@ -337,6 +347,8 @@ static void vs_hook_filter(struct vs_pair *pair)
 {
 	int err;
 
+	if (pair->driver)
+		return;
 	pair->filter = (struct nf_hook_ops){
 		.hook = vs_filter_standby,
 		.dev = pair->dev,
@@ -360,7 +372,9 @@ static void vs_unhook_filter(struct vs_pair *pair)
 #else
 static void vs_hook_filter(struct vs_pair *pair)
 {
-	netdev_warn(pair->dev, "group frames may come twice: this kernel has no ingress hook\n");
+	if (!pair->driver)
+		netdev_warn(pair->dev,
+			    "group frames may come twice: this kernel has no ingress hook\n");
 }
 
 static void vs_unhook_filter(struct vs_pair *pair)
@@ -1120,11 +1134,13 @@ static void vs_force_vlan_filter(struct vs_pair *pair)
 /**
  * vnet_standby_create() - make a virtio-net netdev the master of a pair
  * @dev: the netdev, not registered yet
+ * @driver: what virtio_net does for the pair beyond that of net_failover's time, or NULL. Given,
+ *	virtio_net calls vnet_standby_receive() for each frame.
  *
  * Context: process context, without RTNL.
  * Return: a handle for vnet_standby_destroy(), or an ERR_PTR.
  */
-struct failover *vnet_standby_create(struct net_device *dev)
+struct failover *vnet_standby_create(struct net_device *dev, const struct vnet_standby_ops *driver)
 {
 	struct vs_pair *pair = kzalloc(sizeof(*pair), GFP_KERNEL);
 
@@ -1136,6 +1152,7 @@ struct failover *vnet_standby_create(struct net_device *dev)
 		return ERR_PTR(-ENOMEM);
 	}
 	pair->dev = dev;
+	pair->driver = driver;
 	INIT_DELAYED_WORK(&pair->setup_work, vs_setup_work);
 	INIT_DELAYED_WORK(&pair->announce_work, vs_announce_work);
 	/* the primary's queue locks nest in the master's, and both are Ethernet's */
@@ -1151,6 +1168,7 @@ struct failover *vnet_standby_create(struct net_device *dev)
 	rtnl_unlock();
 	return &pair->failover;
 }
+EXPORT_SYMBOL_GPL(vnet_standby_create);
 
 /**
  * vnet_standby_destroy() - undo vnet_standby_create()
@@ -1178,6 +1196,62 @@ void vnet_standby_destroy(struct failover *failover)
 	free_percpu(pair->stats);
 	kfree(pair);
 }
+EXPORT_SYMBOL_GPL(vnet_standby_destroy);
+
+/**
+ * vnet_standby_receive() - look at a frame that the standby has received
+ * @failover: the handle
+ * @skb: the frame, after eth_type_trans()
+ *
+ * Context: virtio_net's NAPI.
+ * Return: whether the frame is not for the stack; it belongs to the pair then.
+ */
+bool vnet_standby_receive(struct failover *failover, struct sk_buff *skb)
+{
+	struct vs_pair *pair = container_of(failover, struct vs_pair, failover);
+
+	if (likely(!vs_is_group(skb)) || !rcu_access_pointer(pair->tx_dev))
+		return false;
+	vs_count_standby_drop(pair);
+	kfree_skb(skb);
+	return true;
+}
+EXPORT_SYMBOL_GPL(vnet_standby_receive);
+
+/**
+ * vnet_standby_config_changed() - the device has changed its configuration
+ * @failover: the handle, or NULL
+ *
+ * Context: any.
+ */
+void vnet_standby_config_changed(struct failover *failover)
+{
+	if (failover)
+		vs_schedule_setup(container_of(failover, struct vs_pair, failover));
+}
+EXPORT_SYMBOL_GPL(vnet_standby_config_changed);
+
+/**
+ * vnet_standby_freeze() - from here on the device is not to be used
+ * @failover: the handle, or NULL
+ *
+ * Context: process context, without RTNL.
+ */
+void vnet_standby_freeze(struct failover *failover)
+{
+}
+EXPORT_SYMBOL_GPL(vnet_standby_freeze);
+
+/**
+ * vnet_standby_restore() - the device can be used again; it was reset
+ * @failover: the handle, or NULL
+ *
+ * Context: process context, without RTNL.
+ */
+void vnet_standby_restore(struct failover *failover)
+{
+}
+EXPORT_SYMBOL_GPL(vnet_standby_restore);
 
 static int __init vnet_standby_init(void)
 {
@@ -1191,5 +1265,5 @@ static void __exit vnet_standby_exit(void)
 }
 module_exit(vnet_standby_exit);
 
-MODULE_DESCRIPTION("virtio-net with a directly attached NIC as its primary, in place of net_failover");
+MODULE_DESCRIPTION("virtio-net as one interface with a directly attached NIC as its primary");
 MODULE_LICENSE("GPL");

@@ -84,3 +84,19 @@ def test_a_tool_runs_with_the_libraries_beside_it(
         f"{tool}.elf",
         "two words",
     ]
+
+
+def test_the_patches_are_ordered_by_their_names() -> None:
+    names = [path.name for path in driver.patches()]
+    assert names
+    assert [int(name[:4]) for name in names] == list(range(1, len(names) + 1))
+
+
+def test_a_patch_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    other = tmp_path / "virtio_net.c"
+    other.write_text("/* of another kernel */\n")
+    folder = tmp_path / "build"
+    folder.mkdir()
+    with pytest.raises(VnetStandbyError, match=driver.patches()[0].name):
+        driver._patch(other, folder)
+    assert other.read_text() == "/* of another kernel */\n"

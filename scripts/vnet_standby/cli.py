@@ -331,7 +331,7 @@ def _build(options: argparse.Namespace) -> None:
     if "guest" in wanted:
         say(f"guest image: {guest_image(options.kernel).initramfs}")
     if "driver" in wanted:
-        say(f"guest driver: {build_driver(options.kernel)}")
+        say(f"guest driver: {' '.join(map(str, build_driver(options.kernel)))}")
         say(f"guest image with it: {driver_image(options.kernel).initramfs}")
 
 

@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The guest driver, built for the guest's kernel against its distribution's headers, and the image that has it."""
+"""The guest driver, built for the guest's kernel against its distribution's headers, and the image that has it.
+
+It comes in two kinds from the same source: the drop-in takes net_failover's place beside the kernel's own virtio_net;
+the patched pair is virtio_net, with the patches in guest/driver/patches, and vnet_standby.
+"""
 
 import os
 import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import Literal
 
 from vnet_standby.build import packages
 from vnet_standby.build.apt import archive_uri, private_apt
@@ -18,17 +23,25 @@ from vnet_standby.build.cache import (
 )
 from vnet_standby.build.commands import output
 from vnet_standby.build.image import GuestImage, guest_image, packed
+from vnet_standby.build.kernel_source import kernel_file
 from vnet_standby.build.progress import full_disk_named, run_logged, say
 from vnet_standby.build.qemu import refuse_spaces
 from vnet_standby.build.source import DOWNLOADS
 from vnet_standby.errors import VnetStandbyError
 from vnet_standby.paths import BUILD, GUEST, GUEST_DRIVER_SOURCE, HEADERS, LOGS
 
-MODULE = "net_failover.ko"
+Kind = Literal["drop-in", "patched"]
+
+MODULES: dict[Kind, tuple[str, ...]] = {
+    "drop-in": ("net_failover.ko",),
+    "patched": ("vnet_standby.ko", "virtio_net.ko"),
+}
 DRIVER = GUEST / "driver"
 
 _IMAGE = GUEST / "initramfs-vnet-standby.gz"
 _BUILD_FOLDER = DRIVER / "build"
+_PATCHED_FILE = "drivers/net/virtio_net.c"
+_PATCHES = GUEST_DRIVER_SOURCE / "patches" / "6.12"
 _SYMBOLS = ("net_failover_create", "net_failover_destroy")
 _TIMEOUT_S = 600
 
@@ -47,55 +60,83 @@ _OVERRIDES = (
 )
 
 
-def build_driver(kernel: str | None = None) -> Path:
-    """Build the driver for the guest's kernel, if it isn't there already, and return the module.
+def build_driver(kernel: str | None = None) -> list[Path]:
+    """Build both kinds of the driver for the guest's kernel, if they aren't there already; return the modules.
 
-    `kernel` is as for `guest_image`; it has to be one whose headers Debian's archive has. Raises `VnetStandbyError` if
-    it is another, or if the module would not fit the kernel's virtio_net.
+    `kernel` is as for `guest_image`; it has to be one whose headers and source Debian's archive has. Raises
+    `VnetStandbyError` if it is another, or if a module would not fit the kernel.
     """
     refuse_spaces()
     with build_lock(), full_disk_named(BUILD):
-        release = guest_image(kernel).version
-        module = DRIVER / MODULE
+        image = guest_image(kernel)
+        modules = [DRIVER / name for names in MODULES.values() for name in names]
         stamp = Stamp(DRIVER / ".vnet-standby-built")
-        key = _key(release)
-        if not (stamp.matches(key) and module.exists()):
+        key = _key(image.version)
+        if not (stamp.matches(key) and all(module.exists() for module in modules)):
             stamp.clear()
             packages.require("driver")
-            headers = _headers(release)
-            say(f"building the guest driver for Linux {release}")
-            built = _compile(headers)
-            _check_symbols(headers, _BUILD_FOLDER / "Module.symvers")
-            output(["strip", "--strip-debug", "-o", module, built], what="stripping the driver")
+            headers = _headers(image.version)
+            virtio_net = kernel_file(image.kernel, _PATCHED_FILE)
+            say(f"building the guest driver for Linux {image.version}")
+            for kind in MODULES:
+                _build(kind, headers, virtio_net)
             stamp.write(key)
-        return module
+        return modules
+
+
+def _build(kind: Kind, headers: Path, virtio_net: Path) -> None:
+    folder = fresh_folder(_BUILD_FOLDER / kind)
+    for source in _sources():
+        shutil.copyfile(source, folder / source.name)
+    if kind == "patched":
+        _patch(virtio_net, folder)
+    _compile(headers, folder, kind)
+    if kind == "drop-in":
+        _check_symbols(headers, folder / "Module.symvers")
+    for name in MODULES[kind]:
+        output(
+            ["strip", "--strip-debug", "-o", DRIVER / name, folder / name],
+            what="stripping the driver",
+        )
+
+
+def _patch(virtio_net: Path, folder: Path) -> None:
+    """Put the patched file into a folder; a patch that doesn't fit to the line is an error."""
+    target = folder / virtio_net.name
+    shutil.copyfile(virtio_net, target)
+    for patch in patches():
+        output(
+            ["patch", "--batch", "--forward", "--fuzz=0", "--no-backup-if-mismatch", "-i", patch, target],
+            what=f"applying {patch.name} to the kernel's {_PATCHED_FILE}",
+        )  # fmt: skip
 
 
 def driver_image(kernel: str | None = None) -> GuestImage:
     """Build the guest's image with the driver in it; `kernel` is as for `build_driver`.
 
-    The driver stands beside the kernel's own module, in `updates`, and is loaded only where it is asked for.
+    Both kinds stand beside the kernel's own modules, in `updates`; guest/image/init loads the one that it is asked for.
     """
     with build_lock(), full_disk_named(BUILD):
-        module = build_driver(kernel)
+        modules = build_driver(kernel)
         image = guest_image(kernel)
         stamp = Stamp(GUEST / ".vnet-standby-driver-image")
         plain = image.initramfs.read_bytes()
-        key = digest(plain, module.read_bytes(), image.version)
+        key = digest(plain, *(module.read_bytes() for module in modules), image.version)
         if not (stamp.matches(key) and _IMAGE.exists()):
             stamp.clear()
             # the kernel unpacks one archive after the other (its buffer-format.rst on initramfs)
-            write_atomically(_IMAGE, plain + _archive(module, image.version))
+            write_atomically(_IMAGE, plain + _archive(modules, image.version))
             stamp.write(key)
         return GuestImage(image.kernel, _IMAGE, image.version)
 
 
-def _archive(module: Path, release: str) -> bytes:
+def _archive(modules: list[Path], release: str) -> bytes:
     root = fresh_folder(GUEST / "driver-root")
     try:
         folder = root / "lib/modules" / release / "updates"
         folder.mkdir(parents=True)
-        shutil.copyfile(module, folder / MODULE)
+        for module in modules:
+            shutil.copyfile(module, folder / module.name)
         return packed(root)
     finally:
         shutil.rmtree(root)
@@ -113,15 +154,22 @@ def header_packages(release: str) -> list[str]:
 
 
 def _key(release: str) -> str:
-    """Return a hash over all that goes into the module."""
+    """Return a hash over all that goes into the modules."""
     compiler = output([*_compiler(), "--version"], what="asking the compiler's version")
     code = Path(__file__).read_bytes()
-    sources = [part for path in _sources() for part in (path.name, path.read_bytes())]
+    sources = [
+        part for path in [*_sources(), *patches()] for part in (path.name, path.read_bytes())
+    ]
     return digest(release, *sources, shlex.join(_compiler()), compiler, code)
 
 
 def _sources() -> list[Path]:
     return [GUEST_DRIVER_SOURCE / "Kbuild", *sorted(GUEST_DRIVER_SOURCE.glob("*.[ch]"))]
+
+
+def patches() -> list[Path]:
+    """Return the patches to the kernel's virtio_net, in order."""
+    return sorted(_PATCHES.glob("*.patch"))
 
 
 def _compiler() -> list[str]:
@@ -164,10 +212,7 @@ def _bring_libraries(tool: Path) -> None:
     tool.chmod(0o755)
 
 
-def _compile(headers: Path) -> Path:
-    folder = fresh_folder(_BUILD_FOLDER)
-    for source in _sources():
-        shutil.copyfile(source, folder / source.name)
+def _compile(headers: Path, folder: Path, kind: Kind) -> None:
     run_logged(
         [
             "make",
@@ -180,11 +225,10 @@ def _compile(headers: Path) -> Path:
             "KCFLAGS=-Werror",
             "modules",
         ],
-        title="compiling the guest driver",
-        log=LOGS / "build-driver.log",
+        title=f"compiling the guest driver ({kind})",
+        log=LOGS / f"build-driver-{kind}.log",
         timeout_s=_TIMEOUT_S,
     )
-    return folder / MODULE
 
 
 def parse_symbols(text: str) -> dict[str, str]:

@@ -35,7 +35,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
         "kmod",
         "debian-archive-keyring",
     ),
-    "driver": ("gcc", "make", "perl", "kmod", "debian-archive-keyring"),
+    "driver": ("gcc", "make", "patch", "perl", "kmod", "debian-archive-keyring"),
     "lab": ("util-linux",),
     "nested": ("iproute2", "binutils", "libc-bin"),
 }
@@ -44,7 +44,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
 _COMMANDS: dict[str, tuple[str, ...]] = {
     "qemu": ("git", "cc", "pkg-config", "xz", "perl"),
     "guest": ("cc", "cpio", "depmod"),
-    "driver": ("cc", "make", "perl", "modinfo"),
+    "driver": ("cc", "make", "patch", "perl", "modinfo"),
     "lab": ("setpriv", "unshare"),
     "nested": ("ip", "bridge", "strip", "ldd"),
 }
