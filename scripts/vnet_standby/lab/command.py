@@ -102,7 +102,8 @@ def boot_arguments(scenario: Scenario, kernel: Path, initramfs: Path, run: Path)
 def _kernel_command_line(scenario: Scenario) -> str:
     return (
         f"console=ttyS0 quiet panic=-1 vnet.guest={scenario.guest} "
-        f"vnet.address={GUEST_ADDRESS}/{PREFIX_LENGTH} vnet.first={scenario.first_driver}"
+        f"vnet.address={GUEST_ADDRESS}/{PREFIX_LENGTH} vnet.first={scenario.first_driver} "
+        f"vnet.driver={scenario.driver}"
     )
 
 

@@ -4,6 +4,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from vnet_standby.build.driver import Kind
 from vnet_standby.errors import VnetStandbyError
 
 Host = Literal["a", "b"]
@@ -70,6 +71,9 @@ class Scenario:
     """False leaves the standby out: a control that has to lose its traffic."""
     destination_primary_mac: str = MAC
     """Another MAC than the pair's is a control, too: the guest must not enslave that primary."""
+    driver: Kind = "drop-in"
+    """Which kind of its driver a vnet-standby guest loads: the drop-in beside the kernel's virtio_net, or the patched
+    pair of modules."""
     first_driver: Driver = "standby"
     """Which NIC's driver the guest loads first."""
     spare_port: bool = False
