@@ -9,13 +9,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from vnet_standby import paths
-from vnet_standby.build.driver import build_driver, driver_image
+from vnet_standby.build.driver import MODULES, build_driver, driver_image
 from vnet_standby.build.image import guest_image
 from vnet_standby.build.packages import require
 from vnet_standby.build.progress import say
@@ -102,6 +102,17 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
         choices=GUEST_KINDS,
         default="vnet-standby",
         help="what unites the two NICs in the guest; virtio: no primary, the control (%(default)s)",
+    )
+    add(
+        "--driver",
+        choices=MODULES,
+        help="of a vnet-standby guest: beside the kernel's virtio_net, or with a patched one "
+        "(patched where QEMU has the datapath protocol)",
+    )
+    add(
+        "--no-host-agent",
+        action="store_true",
+        help="let the hosts' bridges learn by themselves where the datapath has moved",
     )
     add(
         "--qemu",
@@ -200,7 +211,7 @@ def _add_cost(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         choices=COST_GUESTS[1:],
         default=COST_GUESTS[1:],
-        help="what unites the two NICs in the guest (all)",
+        help="what unites the two NICs in the guest; drop-in and patched are kinds of our driver (all)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     _add_sources(parser)
@@ -258,6 +269,8 @@ def _demo(options: argparse.Namespace) -> None:
     scenario = Scenario(
         topology=options.topology,
         guest=options.guest,
+        driver=options.driver or "drop-in",
+        host_agent=not options.no_host_agent,
         hotplug=options.hotplug,
         primary=options.primary or PRIMARY_MODELS[options.topology][0],
         destination_primary=options.destination_primary,
@@ -274,6 +287,8 @@ def _demo(options: argparse.Namespace) -> None:
 
 async def _migration(options: argparse.Namespace, scenario: Scenario, run: Path) -> None:
     qemu = qemu_under_test(options.qemu, options.qemu_source)
+    if not options.driver and qemu.has_datapath_protocol:
+        scenario = replace(scenario, driver="patched")
     image = image_under_test(scenario.guest, options.kernel)
     cache = paths.BUILD / "accelerator.json"
     topology = await topology_of(scenario, qemu, image, cache, options.kernel)
@@ -285,9 +300,8 @@ def _cost(options: argparse.Namespace) -> None:
     costs: dict[CostGuest, GuestCost] = {}
     for guest in ("bare", *options.guest):
         qemu = qemu_under_test(options.qemu, options.qemu_source)
-        image = image_under_test("virtio" if guest == "bare" else guest, options.kernel)
         say(f"counting: {guest}")
-        costs[guest] = asyncio.run(measure_cost(guest, qemu, image))
+        costs[guest] = asyncio.run(measure_cost(guest, qemu, options.kernel))
     print(cost_table(costs))
     if options.json:
         figures = {guest: asdict(cost) for guest, cost in costs.items()}

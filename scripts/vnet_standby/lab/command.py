@@ -84,9 +84,8 @@ def ask(path: Path, *arguments: str) -> str:
 
 def speak_datapath_protocol(scenario: Scenario, binaries: Iterable[QemuBinary]) -> bool:
     """Whether the guest and all these QEMUs have the protocol: a guest that uses it can only move among such."""
-    return scenario.guest == "vnet-standby" and all(
-        binary.has_datapath_protocol for binary in binaries
-    )
+    speaks = scenario.guest == "vnet-standby" and scenario.driver == "patched"
+    return speaks and all(binary.has_datapath_protocol for binary in binaries)
 
 
 def boot_arguments(scenario: Scenario, kernel: Path, initramfs: Path, run: Path) -> list[str]:

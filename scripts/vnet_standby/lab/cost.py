@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from vnet_standby.build.image import GuestImage
+from vnet_standby.build.driver import driver_image
+from vnet_standby.build.image import GuestImage, guest_image
 from vnet_standby.errors import VnetStandbyError
 from vnet_standby.lab.command import PRIMARY_ID, STANDBY_ID, QemuBinary
 from vnet_standby.lab.namespace import enter_private_network
@@ -23,9 +24,10 @@ from vnet_standby.lab.network import PREFIX_LENGTH, create_network
 from vnet_standby.lab.scenario import MAC
 from vnet_standby.traffic.probe import GUEST_ADDRESS, PEER_ADDRESS
 
-CostGuest = Literal["bare", "bond", "net-failover", "vnet-standby"]
+CostGuest = Literal["bare", "bond", "net-failover", "drop-in", "patched"]
 COST_GUESTS: tuple[CostGuest, ...] = get_args(CostGuest)
-"""Who unites the NICs; bare: nobody, there is only the primary. It is what the others are compared with."""
+"""Who unites the NICs; bare: nobody, there is only the primary, with which the others are compared; drop-in, patched:
+this project's driver, of that kind."""
 
 _Mode = Literal["send", "receive", "ignore"]
 
@@ -62,12 +64,14 @@ class GuestCost:
     receive: Cost
 
 
-async def measure_cost(guest: CostGuest, qemu: QemuBinary, image: GuestImage) -> GuestCost:
-    """Boot a kind of guest three times, in a network namespace of its own, and count; `image` has its driver.
+async def measure_cost(guest: CostGuest, qemu: QemuBinary, kernel: str | None = None) -> GuestCost:
+    """Boot a kind of guest three times, in a network namespace of its own, and count; `kernel` as for `guest_image`.
 
     Receiving is what the same frames cost when they are the guest's less what they cost when they are nobody's.
     Raises `VnetStandbyError` if the guest can't count.
     """
+    ours = booted_as(guest) == "vnet-standby"
+    image = driver_image(kernel) if ours else guest_image(kernel)
     enter_private_network()
     if _NO_IPV6.exists():
         _NO_IPV6.write_text("1")  # what the host says by itself comes at another moment in each run
@@ -143,9 +147,17 @@ def _arguments(guest: CostGuest, mode: _Mode, qemu: QemuBinary, image: GuestImag
     ]  # fmt: skip
 
 
+def booted_as(guest: CostGuest) -> str:
+    """What guest/image/init calls a guest."""
+    return "vnet-standby" if guest in {"drop-in", "patched"} else guest
+
+
 def _settings(guest: CostGuest, mode: _Mode) -> str:
     address = f"{GUEST_ADDRESS}/{PREFIX_LENGTH}"
-    return f"vnet.guest={guest} vnet.address={address} vnet.cost={mode} vnet.peer={PEER_ADDRESS}"
+    return (
+        f"vnet.guest={booted_as(guest)} vnet.driver={guest} vnet.address={address} "
+        f"vnet.cost={mode} vnet.peer={PEER_ADDRESS}"
+    )
 
 
 def _primary(guest: CostGuest) -> Sequence[str]:

@@ -66,7 +66,8 @@ class Scenario:
     a QEMU with the series)."""
     host_agent: bool = True
     """Whether an agent on each host moves the fabric when guest and QEMU say that the datapath moves. It needs a
-    vnet-standby guest and a QEMU with the datapath protocol, and is left out without a word where those are missing."""
+    patched vnet-standby guest and a QEMU with the datapath protocol, and is left out without a word where those are
+    missing."""
     standby: bool = True
     """False leaves the standby out: a control that has to lose its traffic."""
     destination_primary_mac: str = MAC
