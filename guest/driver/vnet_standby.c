@@ -11,6 +11,11 @@
  * after it has unregistered it. Everything between is done through a copy of the netdev's
  * operations and from notifiers. What configures the primary runs from a work item: a notifier may
  * run under a lock of the very device that it is about.
+ *
+ * With VIRTIO_NET_F_STANDBY_DATAPATH the device and the driver agree on each switch. Four things
+ * move, each at its own time: what the driver has told the device (told), where the fabric delivers
+ * (fabric_on_primary), where the driver transmits (tx_dev), and where group frames are accepted
+ * (group_on_primary). Without the feature all follow tx_dev.
  */
 
 #include <linux/etherdevice.h>
@@ -42,9 +47,45 @@
 #define VS_OPEN_ATTEMPTS	20
 #define VS_OPEN_INTERVAL	msecs_to_jiffies(250)
 
-/* How long a primary that is going down may finish what it sends and receives. */
+/* How long a path that is left may take for what it was given, and to receive what is under way. */
 #define VS_DRAIN_MS		50
 #define VS_DRAIN_STEP_MS	5
+
+/* How long what the new path receives waits for what is under way on the old one. The protocol
+ * allows 100 ms and 1024 frames; one poll may go on beyond a bound.
+ */
+#define VS_HOLD_MS		90
+#define VS_HOLD_FRAMES		(1024 - NAPI_POLL_WEIGHT)
+#define VS_RELEASE_ROUNDS	8
+
+/* How long the fabric may take until the primary is used without it; and until a refused command
+ * is tried again.
+ */
+#define VS_FABRIC_WAIT		HZ
+
+enum {
+	VS_STANDBY = VIRTIO_NET_STANDBY_DATAPATH_STANDBY,
+	VS_PRIMARY = VIRTIO_NET_STANDBY_DATAPATH_PRIMARY,
+};
+
+/* bits of vs_pair.rx_state: what keeps a received frame from the stack */
+enum {
+	VS_RX_HOLD_STANDBY,			/* the standby is the new path of a switch */
+	VS_RX_HOLD_PRIMARY,			/* the primary is */
+	VS_RX_XDP,				/* the master has a native XDP program */
+};
+
+#define VS_RX_HOLD(path)	((path) == VS_PRIMARY ? VS_RX_HOLD_PRIMARY : VS_RX_HOLD_STANDBY)
+#define VS_RX_HOLDS		(BIT(VS_RX_HOLD_STANDBY) | BIT(VS_RX_HOLD_PRIMARY))
+
+/* The fabric's last frame on a path that it leaves, behind the Ethernet header. */
+struct vs_marker {
+	u8 magic[4];
+	u8 left;
+	u8 zeros[41];
+};
+
+static const u8 vs_magic[4] = { 'V', 'N', 'S', 'M' };
 
 struct vs_cpu_stats {
 	u64_stats_t rx_packets;
@@ -66,9 +107,12 @@ struct vs_pair {
 	struct net_device *dev;
 	struct net_device __rcu *tx_dev;	/* the primary while it carries the traffic */
 	struct vs_cpu_stats __percpu *stats;
-	bool xdp;				/* the master has a native XDP program */
+	unsigned long rx_state;
+	bool tx_hold;				/* nothing is transmitted */
+	bool group_on_primary;			/* where group frames are accepted */
+	bool protocol;				/* VIRTIO_NET_F_STANDBY_DATAPATH is negotiated */
 	const struct net_device_ops *standby_ops;
-	const struct vnet_standby_ops *driver;	/* NULL: a virtio_net that knows only net_failover */
+	const struct vnet_standby_ops *driver;	/* NULL: a virtio_net without the patches */
 	struct net_device_ops ops;
 
 	/* under RTNL */
@@ -82,11 +126,35 @@ struct vs_pair {
 	bool filter_forced;			/* virtio-net itself filters no VLANs */
 	bool filter_hooked;
 	bool announcing;
+	bool frozen;				/* there is no device to talk to */
+	bool standby_wanted;			/* the device's status, as last read ... */
+	bool fabric_on_primary;
+	bool fabric_marks;
+	bool fabric_moved;			/* ... and has to be announced */
+	u8 told;				/* the datapath of the last DATAPATH_SET */
+	u8 primary_mac[ETH_ALEN];		/* that the primary is known by; or zeros */
+	unsigned long told_at;			/* jiffies */
 	unsigned int announcements;		/* still to be made */
 	unsigned int open_attempts;		/* still to be made */
+	unsigned long *held_queues;		/* of the master, stopped by a hold */
+	ktime_t hold_start;
 	u64 failovers;
 	u64 failbacks;
 	u64 announced;
+	u64 tx_drained;
+	u64 tx_forced;
+	u64 tx_hold_last_us;
+	u64 datapath_set_sent;
+	u64 datapath_set_refused;
+
+	/* received on the new path of a switch; under its own lock, in softirq */
+	spinlock_t hold_lock;			/* protects all that follows, and the hold bits */
+	struct sk_buff_head held;
+	bool marked;				/* the end marker has come */
+	u64 rx_held;
+	u64 rx_hold_forced;
+	u64 markers;
+	struct delayed_work release_work;
 
 	struct delayed_work setup_work;
 	struct delayed_work announce_work;
@@ -100,6 +168,7 @@ struct vs_pair {
 static LIST_HEAD(vs_pairs);
 
 static netdev_tx_t vs_start_xmit(struct sk_buff *skb, struct net_device *dev);
+static void vs_schedule_setup(struct vs_pair *pair);
 
 static bool vs_is_master(const struct net_device *dev)
 {
@@ -229,15 +298,34 @@ static netdev_tx_t vs_xmit_primary(struct vs_pair *pair, struct net_device *prim
 	return NETDEV_TX_OK;
 }
 
+/* The queue goes on as soon as the hold has ended: vs_end_tx_hold() wakes what was stopped here. */
+static netdev_tx_t vs_hold_xmit(struct vs_pair *pair, struct sk_buff *skb)
+{
+	u16 queue = skb_get_queue_mapping(skb);
+	struct netdev_queue *txq = netdev_get_tx_queue(pair->dev, queue);
+
+	netif_tx_stop_queue(txq);
+	set_bit(queue, pair->held_queues);
+	/* either vs_end_tx_hold() sees the bit, or this sees the end of the hold */
+	smp_mb__after_atomic();
+	if (!READ_ONCE(pair->tx_hold) && test_and_clear_bit(queue, pair->held_queues))
+		netif_tx_start_queue(txq);
+	return NETDEV_TX_BUSY;
+}
+
 static netdev_tx_t vs_start_xmit(struct sk_buff *skb, struct net_device *dev)
 {
 	struct vs_pair *pair = vs_pair_of(dev);
-	struct net_device *primary = rcu_dereference_bh(pair->tx_dev);
+	struct net_device *primary;
 
+	/* a stopped queue alone holds nothing: virtio_net wakes it when buffers are used */
+	if (unlikely(READ_ONCE(pair->tx_hold)) && !netpoll_tx_running(dev))
+		return vs_hold_xmit(pair, skb);
+	primary = rcu_dereference_bh(pair->tx_dev);
 	if (primary && !netpoll_tx_running(dev)) {
 		if (likely(vs_can_send(primary)))
 			return vs_xmit_primary(pair, primary, skb);
-		mod_delayed_work(system_wq, &pair->setup_work, 0);
+		vs_schedule_setup(pair);
 	}
 	return pair->standby_ops->ndo_start_xmit(skb, dev);
 }
@@ -250,12 +338,142 @@ static bool vs_is_group(const struct sk_buff *skb)
 }
 
 /*
- * Group frames reach the guest on both paths: only the active one's are taken. The guest's own
- * come back where the fabric connects the two paths, or from a NIC's embedded switch.
+ * A switch of the fabric keeps the order of frames if what the new path receives waits until the
+ * last frame of the old one, the end marker, has come.
+ */
+
+static void vs_release_later(struct vs_pair *pair)
+{
+	/* runs already, or is to run anyway: the first frame's time counts */
+	queue_delayed_work(system_bh_wq, &pair->release_work, msecs_to_jiffies(VS_HOLD_MS));
+}
+
+/*
+ * Not at once: BH work runs after the poll that goes on here, which may have frames in GRO that
+ * came before the marker.
+ */
+static void vs_release_soon(struct vs_pair *pair)
+{
+	mod_delayed_work(system_bh_wq, &pair->release_work, 0);
+}
+
+/* Give the stack what was held, the oldest first. In softirq, or with softirqs off. */
+static void vs_release_held(struct vs_pair *pair)
+{
+	struct sk_buff_head batch;
+	struct sk_buff *skb;
+	bool more = true;
+	int round;
+
+	__skb_queue_head_init(&batch);
+	for (round = 1; more; round++) {
+		spin_lock(&pair->hold_lock);
+		skb_queue_splice_tail_init(&pair->held, &batch);
+		/* a CPU that receives faster than this one delivers must not go on for ever */
+		more = !skb_queue_empty(&batch) && round < VS_RELEASE_ROUNDS;
+		if (!more) {
+			clear_bit(VS_RX_HOLD_STANDBY, &pair->rx_state);
+			clear_bit(VS_RX_HOLD_PRIMARY, &pair->rx_state);
+		}
+		spin_unlock(&pair->hold_lock);
+		while ((skb = __skb_dequeue(&batch)))
+			netif_receive_skb(skb);
+	}
+}
+
+static void vs_release_work(struct work_struct *work)
+{
+	struct vs_pair *pair = container_of(work, struct vs_pair, release_work.work);
+	unsigned long holds;
+
+	spin_lock(&pair->hold_lock);
+	holds = READ_ONCE(pair->rx_state) & VS_RX_HOLDS;
+	if (holds) {
+		WRITE_ONCE(pair->group_on_primary, holds & BIT(VS_RX_HOLD_PRIMARY));
+		if (!pair->marked)
+			pair->rx_hold_forced++;
+	}
+	spin_unlock(&pair->hold_lock);
+	if (holds)
+		vs_release_held(pair);
+}
+
+/* Returns whether the frame, of the path that it has come on, waits for the other path's marker. */
+static bool vs_hold_frame(struct vs_pair *pair, struct sk_buff *skb, u8 path)
+{
+	bool hold;
+
+	spin_lock(&pair->hold_lock);
+	hold = test_bit(VS_RX_HOLD(path), &pair->rx_state);
+	if (hold) {
+		__skb_queue_tail(&pair->held, skb);
+		pair->rx_held++;
+		if (skb_queue_len(&pair->held) < VS_HOLD_FRAMES)
+			vs_release_later(pair);
+		else
+			vs_release_soon(pair);
+	}
+	spin_unlock(&pair->hold_lock);
+	return hold;
+}
+
+static bool vs_maybe_marker(const struct sk_buff *skb)
+{
+	return skb->protocol == htons(ETH_P_802_EX1);
+}
+
+/* Returns whether the frame was an end marker; it is gone then. */
+static bool vs_take_marker(struct vs_pair *pair, struct sk_buff *skb, u8 path)
+{
+	const struct vs_marker *marker;
+	struct vs_marker copy;
+
+	marker = skb_header_pointer(skb, 0, sizeof(copy), &copy);
+	if (!pair->protocol || !marker || memcmp(marker->magic, vs_magic, sizeof(vs_magic)) ||
+	    !ether_addr_equal(eth_hdr(skb)->h_dest, pair->dev->dev_addr))
+		return false;
+
+	spin_lock(&pair->hold_lock);
+	pair->markers++;
+	if (marker->left == path && test_bit(VS_RX_HOLD(!path), &pair->rx_state)) {
+		pair->marked = true;
+		vs_release_soon(pair);
+	}
+	spin_unlock(&pair->hold_lock);
+	consume_skb(skb);
+	return true;
+}
+
+/* What an earlier switch holds waits no longer. Process context. */
+static void vs_end_rx_hold(struct vs_pair *pair)
+{
+	cancel_delayed_work_sync(&pair->release_work);
+	local_bh_disable();
+	vs_release_held(pair);
+	local_bh_enable();
+}
+
+static void vs_start_rx_hold(struct vs_pair *pair, u8 path)
+{
+	vs_end_rx_hold(pair);
+	spin_lock_bh(&pair->hold_lock);
+	pair->marked = false;
+	set_bit(VS_RX_HOLD(path), &pair->rx_state);
+	spin_unlock_bh(&pair->hold_lock);
+}
+
+static bool vs_holds_received(const struct vs_pair *pair)
+{
+	return READ_ONCE(pair->rx_state) & VS_RX_HOLDS;
+}
+
+/*
+ * Group frames reach the guest on both paths, and are taken on one of them. The guest's own come
+ * back where the fabric connects the two paths, or from a NIC's embedded switch.
  */
 static bool vs_accepts_group(struct vs_pair *pair, const struct sk_buff *skb)
 {
-	if (rcu_access_pointer(pair->tx_dev) != skb->dev)
+	if (!READ_ONCE(pair->group_on_primary))
 		return false;
 	if (ether_addr_equal(eth_hdr(skb)->h_source, pair->dev->dev_addr))
 		return false;
@@ -280,6 +498,7 @@ static rx_handler_result_t vs_handle_frame(struct sk_buff **pskb)
 {
 	struct vs_pair *pair = rcu_dereference((*pskb)->dev->rx_handler_data);
 	struct vs_cpu_stats *stats;
+	unsigned long state;
 	struct sk_buff *skb;
 
 	if (unlikely((*pskb)->pkt_type == PACKET_LOOPBACK))
@@ -290,7 +509,8 @@ static rx_handler_result_t vs_handle_frame(struct sk_buff **pskb)
 	*pskb = skb;
 
 	/* a frame that a native XDP program of the master can't see must not pass it by */
-	if (unlikely(READ_ONCE(pair->xdp) || !netif_running(pair->dev)))
+	state = READ_ONCE(pair->rx_state);
+	if (unlikely(state & BIT(VS_RX_XDP) || !netif_running(pair->dev)))
 		return vs_drop_received(pair, skb);
 	if (unlikely(skb->pkt_type != PACKET_HOST)) {
 		if (vs_is_group(skb) && !vs_accepts_group(pair, skb))
@@ -299,6 +519,8 @@ static rx_handler_result_t vs_handle_frame(struct sk_buff **pskb)
 		    ether_addr_equal_64bits(eth_hdr(skb)->h_dest, pair->dev->dev_addr))
 			skb->pkt_type = PACKET_HOST;
 	}
+	if (unlikely(vs_maybe_marker(skb)) && vs_take_marker(pair, skb, VS_PRIMARY))
+		return RX_HANDLER_CONSUMED;
 
 	skb->dev = pair->dev;
 	stats = this_cpu_ptr(pair->stats);
@@ -306,6 +528,8 @@ static rx_handler_result_t vs_handle_frame(struct sk_buff **pskb)
 	u64_stats_inc(&stats->rx_packets);
 	u64_stats_add(&stats->rx_bytes, skb->len);
 	u64_stats_update_end(&stats->syncp);
+	if (unlikely(state & BIT(VS_RX_HOLD_PRIMARY)) && vs_hold_frame(pair, skb, VS_PRIMARY))
+		return RX_HANDLER_CONSUMED;
 	return RX_HANDLER_ANOTHER;
 }
 
@@ -337,7 +561,7 @@ static unsigned int vs_filter_standby(void *priv, struct sk_buff *skb,
 		stats->from_primary = NULL;
 		return NF_ACCEPT;
 	}
-	if (!rcu_access_pointer(pair->tx_dev))
+	if (!READ_ONCE(pair->group_on_primary))
 		return NF_ACCEPT;
 	vs_count_standby_drop(pair);
 	return NF_DROP;
@@ -382,7 +606,287 @@ static void vs_unhook_filter(struct vs_pair *pair)
 }
 #endif
 
+/* What the device says, and is told; all under RTNL */
+
+static void vs_read_device(struct vs_pair *pair)
+{
+	struct virtio_device *vdev = dev_to_virtio(pair->dev->dev.parent);
+	u8 mac[ETH_ALEN];
+	bool fabric;
+	u16 status;
+
+	if (!pair->protocol || pair->frozen)
+		return;
+	virtio_cread(vdev, struct virtio_net_config, status, &status);
+	virtio_cread_bytes(vdev, VIRTIO_NET_CONFIG_STANDBY_PRIMARY_MAC, mac, ETH_ALEN);
+
+	pair->standby_wanted = status & VIRTIO_NET_S_STANDBY_WANTED;
+	pair->fabric_marks = status & VIRTIO_NET_S_FABRIC_MARKS;
+	fabric = status & VIRTIO_NET_S_FABRIC_PRIMARY;
+	if (fabric != pair->fabric_on_primary)
+		pair->fabric_moved = true;
+	pair->fabric_on_primary = fabric;
+	if (!ether_addr_equal(mac, pair->primary_mac)) {
+		ether_addr_copy(pair->primary_mac, mac);
+		pair->look = true;
+	}
+}
+
+/* Whether the fabric can end a path with a marker that arrives. */
+static bool vs_can_be_marked(const struct vs_pair *pair, u8 path)
+{
+	const struct net_device *primary = rtnl_dereference(pair->primary);
+
+	if (!pair->fabric_marks)
+		return false;
+	return path == VS_PRIMARY ? primary && vs_can_send(primary) : netif_running(pair->dev);
+}
+
+/* From here on the fabric moves. Returns whether the device knows the datapath. */
+static bool vs_tell(struct vs_pair *pair, u8 datapath, u8 flags)
+{
+	if (!pair->protocol || pair->frozen || pair->told == datapath)
+		return true;
+	if (vs_can_be_marked(pair, pair->told))
+		vs_start_rx_hold(pair, datapath);
+	if (!pair->driver->datapath_set(pair->dev, datapath, flags)) {
+		pair->datapath_set_refused++;
+		vs_end_rx_hold(pair);
+		/* STANDBY_WANTED, perhaps, and a change of it is told; if not, try again */
+		queue_delayed_work(system_wq, &pair->setup_work, VS_FABRIC_WAIT);
+		return false;
+	}
+	pair->datapath_set_sent++;
+	pair->told = datapath;
+	pair->told_at = jiffies;
+	/* without a fabric that answers it has moved already */
+	vs_read_device(pair);
+	return true;
+}
+
+/* Whether the primary may transmit: the fabric delivers there, or has had its time. */
+static bool vs_fabric_agrees(struct vs_pair *pair)
+{
+	unsigned long end;
+
+	if (!pair->protocol)
+		return true;
+	if (!vs_tell(pair, VS_PRIMARY, 0))
+		return false;
+	end = pair->told_at + VS_FABRIC_WAIT;
+	if (pair->fabric_on_primary || time_after_eq(jiffies, end))
+		return true;
+	/* the change of the configuration comes earlier, unless the fabric is late */
+	queue_delayed_work(system_wq, &pair->setup_work, end - jiffies);
+	return false;
+}
+
+/* Group frames are accepted where the fabric delivers; a hold's end moves that by itself. */
+static void vs_update_acceptance(struct vs_pair *pair)
+{
+	bool on_primary = pair->protocol ? pair->fabric_on_primary :
+					   !!rtnl_dereference(pair->tx_dev);
+
+	spin_lock_bh(&pair->hold_lock);
+	if (!vs_holds_received(pair))
+		WRITE_ONCE(pair->group_on_primary, on_primary);
+	else if (test_bit(VS_RX_HOLD(on_primary ? VS_PRIMARY : VS_STANDBY), &pair->rx_state))
+		vs_release_later(pair);
+	spin_unlock_bh(&pair->hold_lock);
+}
+
+/* Transmit over a switch: hold, drain, go on; all under RTNL */
+
+static void vs_start_tx_hold(struct vs_pair *pair)
+{
+	pair->hold_start = ktime_get();
+	WRITE_ONCE(pair->tx_hold, true);
+	/* who has not seen it has handed its frame over after this */
+	synchronize_net();
+}
+
+static void vs_end_tx_hold(struct vs_pair *pair)
+{
+	unsigned int queue;
+
+	if (!pair->tx_hold)
+		return;
+	WRITE_ONCE(pair->tx_hold, false);
+	/* see vs_hold_xmit() */
+	smp_mb();
+	/* no others: a queue that virtio_net has stopped has no room */
+	for_each_set_bit(queue, pair->held_queues, pair->dev->num_tx_queues)
+		if (test_and_clear_bit(queue, pair->held_queues))
+			netif_tx_wake_queue(netdev_get_tx_queue(pair->dev, queue));
+	pair->tx_hold_last_us = ktime_us_delta(ktime_get(), pair->hold_start);
+}
+
+/*
+ * A frame behind all others of a queue: when the NIC gives it back, it has sent the others. Not
+ * every driver can tell otherwise. May outlast its waiter, but not the primary's being open.
+ */
+struct vs_fence {
+	refcount_t refs;
+	atomic_t pending;
+	struct completion passed;
+};
+
+static void vs_put_fence(struct vs_fence *fence)
+{
+	if (refcount_dec_and_test(&fence->refs))
+		kfree(fence);
+}
+
+static void vs_pass_fence(struct vs_fence *fence)
+{
+	if (atomic_dec_and_test(&fence->pending))
+		complete(&fence->passed);
+}
+
+static void vs_free_fence_frame(struct sk_buff *skb)
+{
+	struct vs_fence *fence = skb_shinfo(skb)->destructor_arg;
+
+	vs_pass_fence(fence);
+	vs_put_fence(fence);
+}
+
+/* From the NIC to itself: no one listens, and no switch forwards it. */
+static struct sk_buff *vs_fence_frame(struct vs_fence *fence, struct net_device *primary)
+{
+	unsigned int headroom = LL_RESERVED_SPACE(primary);
+	struct sk_buff *skb = alloc_skb(headroom + ETH_ZLEN, GFP_KERNEL);
+	struct ethhdr *header;
+
+	if (!skb)
+		return NULL;
+	skb_reserve(skb, headroom);
+	header = skb_put_zero(skb, ETH_ZLEN);
+	ether_addr_copy(header->h_dest, primary->dev_addr);
+	ether_addr_copy(header->h_source, primary->dev_addr);
+	header->h_proto = htons(ETH_P_LOOPBACK);
+	skb_reset_mac_header(skb);
+	skb_set_network_header(skb, ETH_HLEN);
+	skb->protocol = header->h_proto;
+	skb->dev = primary;
+
+	refcount_inc(&fence->refs);
+	atomic_inc(&fence->pending);
+	skb_shinfo(skb)->destructor_arg = fence;
+	skb->destructor = vs_free_fence_frame;
+	return skb;
+}
+
+static bool vs_send_fence(struct vs_fence *fence, struct net_device *primary, u16 queue,
+			  unsigned long end)
+{
+	struct sk_buff *skb = vs_fence_frame(fence, primary);
+	int rc;
+
+	if (!skb)
+		return false;
+	for (;;) {
+		rc = __dev_direct_xmit(skb, queue);
+		if (rc != NETDEV_TX_BUSY)
+			return rc == NETDEV_TX_OK;
+		if (time_after_eq(jiffies, end)) {
+			kfree_skb(skb);
+			return false;
+		}
+		usleep_range(100, 200);
+	}
+}
+
+static bool vs_fence_primary(struct net_device *primary, unsigned long end)
+{
+	struct vs_fence *fence = kzalloc(sizeof(*fence), GFP_KERNEL);
+	bool passed = true;
+	u16 queue;
+
+	if (!fence)
+		return false;
+	refcount_set(&fence->refs, 1);
+	atomic_set(&fence->pending, 1);
+	init_completion(&fence->passed);
+	for (queue = 0; passed && queue < primary->real_num_tx_queues; queue++)
+		passed = vs_send_fence(fence, primary, queue, end);
+	vs_pass_fence(fence);
+	if (passed)
+		passed = wait_for_completion_timeout(&fence->passed,
+						     max_t(long, end - jiffies, 1));
+	vs_put_fence(fence);
+	return passed;
+}
+
+/* Whether nothing waits in the primary's qdiscs, nor between them and the driver. */
+static bool vs_qdiscs_are_empty(struct net_device *primary)
+{
+	bool empty = true;
+	unsigned int i;
+
+	rcu_read_lock();
+	for (i = 0; i < primary->real_num_tx_queues; i++) {
+		struct Qdisc *qdisc = rcu_dereference(netdev_get_tx_queue(primary, i)->qdisc);
+
+		if (!qdisc_is_empty(qdisc))
+			empty = false;
+		smp_rmb();	/* see vs_nothing_waits() */
+		if (qdisc_is_running(qdisc))
+			empty = false;
+	}
+	rcu_read_unlock();
+	return empty;
+}
+
+static bool vs_drain_primary(struct net_device *primary, unsigned long end)
+{
+	while (!vs_qdiscs_are_empty(primary)) {
+		if (time_after_eq(jiffies, end) || !vs_can_send(primary))
+			return false;
+		usleep_range(100, 200);
+	}
+	return vs_fence_primary(primary, end);
+}
+
+static bool vs_drain_standby(struct vs_pair *pair, unsigned long end)
+{
+	while (!pair->driver->tx_is_empty(pair->dev)) {
+		if (time_after_eq(jiffies, end))
+			return false;
+		usleep_range(100, 200);
+	}
+	return true;
+}
+
+/* Hold what is to be transmitted until the path used so far is empty, or its time is up. */
+static bool vs_hold_and_drain(struct vs_pair *pair, struct net_device *primary)
+{
+	unsigned long end;
+	bool drained;
+
+	vs_start_tx_hold(pair);
+	end = jiffies + msecs_to_jiffies(VS_DRAIN_MS);
+	drained = primary ? vs_drain_primary(primary, end) : vs_drain_standby(pair, end);
+	if (drained)
+		pair->tx_drained++;
+	else
+		pair->tx_forced++;
+	return drained;
+}
+
 /* Which path carries the traffic; all under RTNL */
+
+static const u8 *vs_address(const struct net_device *nic)
+{
+	return is_zero_ether_addr(nic->perm_addr) ? nic->dev_addr : nic->perm_addr;
+}
+
+/* Whether the device has named the NIC as its primary by a MAC address other than the master's. */
+static bool vs_is_named(const struct vs_pair *pair, const struct net_device *nic)
+{
+	return !is_zero_ether_addr(pair->primary_mac) &&
+	       ether_addr_equal(vs_address(nic), pair->primary_mac);
+}
 
 /* Why the primary can't carry the master's traffic, or NULL if it can. */
 static const char *vs_obstacle(const struct vs_pair *pair, const struct net_device *primary)
@@ -402,12 +906,14 @@ static const char *vs_obstacle(const struct vs_pair *pair, const struct net_devi
 		return "is not activated yet";
 	if (primary->mtu < dev->mtu)
 		return "has a smaller MTU";
-	if (!ether_addr_equal(primary->dev_addr, dev->dev_addr))
+	if (!ether_addr_equal(primary->dev_addr, dev->dev_addr) && !vs_is_named(pair, primary))
 		return "has another MAC address";
 	if (dev->flags & IFF_PROMISC)
 		return "can't receive for a promiscuous master";
-	if (pair->xdp)
+	if (test_bit(VS_RX_XDP, &pair->rx_state))
 		return "would pass by the master's XDP program";
+	if (pair->standby_wanted)
+		return "is not wanted by the device";
 	return NULL;
 }
 
@@ -426,7 +932,7 @@ static void vs_update_carrier(struct vs_pair *pair)
 {
 	struct net_device *dev = pair->dev;
 
-	if (!netif_running(dev))
+	if (!netif_running(dev) || pair->frozen)
 		return;
 	if (rtnl_dereference(pair->tx_dev) || vs_standby_has_link(pair)) {
 		if (netif_carrier_ok(dev))
@@ -457,6 +963,7 @@ static void vs_announce_later(struct vs_pair *pair)
 
 static void vs_announce(struct vs_pair *pair)
 {
+	pair->fabric_moved = false;
 	pair->announcements = VS_ANNOUNCEMENTS;
 	vs_announce_once(pair);
 	vs_announce_later(pair);
@@ -478,7 +985,11 @@ static void vs_use_primary(struct vs_pair *pair, struct net_device *primary)
 {
 	if (rtnl_dereference(pair->tx_dev) == primary)
 		return;
+	/* a virtio_net that can't tell when it is done keeps no order here */
+	if (pair->driver)
+		vs_hold_and_drain(pair, NULL);
 	rcu_assign_pointer(pair->tx_dev, primary);
+	vs_end_tx_hold(pair);
 	pair->failbacks++;
 	netdev_info(pair->dev, "primary %s carries the traffic\n", primary->name);
 	vs_update_carrier(pair);
@@ -488,10 +999,22 @@ static void vs_use_primary(struct vs_pair *pair, struct net_device *primary)
 static void vs_use_standby(struct vs_pair *pair, const char *reason)
 {
 	struct net_device *primary = rtnl_dereference(pair->tx_dev);
+	bool forced = false;
 
+	if (primary) {
+		if (vs_can_send(primary) && !qdisc_tx_is_noop(primary)) {
+			forced = !vs_hold_and_drain(pair, primary);
+		} else {
+			forced = true;
+			pair->tx_forced++;
+		}
+		RCU_INIT_POINTER(pair->tx_dev, NULL);
+		vs_end_tx_hold(pair);
+	}
+	vs_tell(pair, VS_STANDBY, forced ? VIRTIO_NET_STANDBY_DATAPATH_F_FORCED : 0);
+	vs_update_acceptance(pair);
 	if (!primary)
 		return;
-	RCU_INIT_POINTER(pair->tx_dev, NULL);
 	pair->failovers++;
 	netdev_info(pair->dev, "standby carries the traffic: primary %s %s\n",
 		    primary->name, reason);
@@ -508,25 +1031,26 @@ static void vs_update(struct vs_pair *pair)
 		obstacle = vs_obstacle(pair, primary);
 		if (obstacle)
 			vs_use_standby(pair, obstacle);
-		else
+		else if (vs_fabric_agrees(pair))
 			vs_use_primary(pair, primary);
 	}
+	vs_update_acceptance(pair);
 	vs_update_carrier(pair);
+	/* what was announced before reached a fabric that delivered elsewhere */
+	if (pair->fabric_moved)
+		vs_announce(pair);
 }
 
-static bool vs_is_sending(const struct net_device *primary)
+/* Something about the primary has changed: leave it at once if need be; all else can wait. */
+static void vs_check(struct vs_pair *pair)
 {
-	bool sending = !qdisc_all_tx_empty(primary);
-#ifdef CONFIG_BQL
-	unsigned int i;
+	struct net_device *primary = rtnl_dereference(pair->tx_dev);
+	const char *obstacle = primary ? vs_obstacle(pair, primary) : NULL;
 
-	for (i = 0; i < primary->real_num_tx_queues; i++) {
-		const struct dql *dql = &netdev_get_tx_queue(primary, i)->dql;
-
-		sending |= READ_ONCE(dql->num_queued) != READ_ONCE(dql->num_completed);
-	}
-#endif
-	return sending;
+	if (obstacle)
+		vs_use_standby(pair, obstacle);
+	vs_update_carrier(pair);
+	vs_schedule_setup(pair);
 }
 
 static u64 vs_received(const struct vs_pair *pair)
@@ -540,29 +1064,29 @@ static u64 vs_received(const struct vs_pair *pair)
 }
 
 /*
- * The traffic has moved, and that was announced: while the primary still works, let it finish what
- * it was given, and take what the fabric still sends there.
+ * The traffic has moved, and that was announced: while the primary still works, take what the
+ * fabric still sends there, until it says that it has moved and there is silence.
  */
-static void vs_drain(const struct vs_pair *pair, const struct net_device *primary)
+static void vs_drain_received(struct vs_pair *pair, const struct net_device *primary)
 {
 	unsigned long end = jiffies + msecs_to_jiffies(VS_DRAIN_MS);
+	bool more;
 	u64 before;
 
-	synchronize_net();
 	do {
 		before = vs_received(pair);
 		msleep(VS_DRAIN_STEP_MS);
-	} while (time_before(jiffies, end) && vs_can_send(primary) &&
-		 (vs_is_sending(primary) || vs_received(pair) != before));
+		vs_read_device(pair);
+		more = vs_received(pair) != before || pair->fabric_on_primary ||
+		       vs_holds_received(pair);
+	} while (more && time_before(jiffies, end) && vs_can_send(primary));
 }
 
 /* The primary's life; all under RTNL */
 
 static bool vs_has_address_of(const struct vs_pair *pair, const struct net_device *nic)
 {
-	const u8 *address = is_zero_ether_addr(nic->perm_addr) ? nic->dev_addr : nic->perm_addr;
-
-	return ether_addr_equal(address, pair->dev->perm_addr);
+	return vs_is_named(pair, nic) || ether_addr_equal(vs_address(nic), pair->dev->perm_addr);
 }
 
 /*
@@ -582,10 +1106,14 @@ static struct vs_pair *vs_pair_for(const struct net_device *nic)
 
 	if (!vs_is_nic(nic))
 		return NULL;
-	list_for_each_entry(pair, &vs_pairs, list)
-		if (pair->registered && net_eq(dev_net(pair->dev), dev_net(nic)) &&
-		    vs_has_address_of(pair, nic))
+	list_for_each_entry(pair, &vs_pairs, list) {
+		if (!pair->registered || !net_eq(dev_net(pair->dev), dev_net(nic)))
+			continue;
+		/* another host's primary may come before the news of its address */
+		vs_read_device(pair);
+		if (vs_has_address_of(pair, nic))
 			return pair;
+	}
 	return NULL;
 }
 
@@ -738,7 +1266,7 @@ static void vs_open_primary(struct vs_pair *pair, struct net_device *primary)
 	if (!err)
 		return;
 	if (--pair->open_attempts) {
-		mod_delayed_work(system_wq, &pair->setup_work, VS_OPEN_INTERVAL);
+		queue_delayed_work(system_wq, &pair->setup_work, VS_OPEN_INTERVAL);
 		return;
 	}
 	pair->open = false;
@@ -750,6 +1278,7 @@ static void vs_setup(struct vs_pair *pair)
 {
 	struct net_device *primary;
 
+	vs_read_device(pair);
 	if (pair->look)
 		vs_look_for_primary(pair);
 	pair->look = false;
@@ -767,7 +1296,7 @@ static void vs_setup_work(struct work_struct *work)
 
 	/* never waited for under RTNL: virtio_net calls vnet_standby_destroy() without it */
 	rtnl_lock();
-	if (pair->registered)
+	if (pair->registered && !pair->frozen)
 		vs_setup(pair);
 	rtnl_unlock();
 }
@@ -856,15 +1385,15 @@ static int vs_vlan_rx_kill_vid(struct net_device *dev, __be16 proto, u16 vid)
 static int vs_bpf(struct net_device *dev, struct netdev_bpf *bpf)
 {
 	struct vs_pair *pair = vs_pair_of(dev);
-	bool before = pair->xdp;
+	bool before = test_bit(VS_RX_XDP, &pair->rx_state);
 	int err;
 
 	if (bpf->command != XDP_SETUP_PROG)
 		return pair->standby_ops->ndo_bpf(dev, bpf);
 	if (bpf->prog)
-		WRITE_ONCE(pair->xdp, true);
+		set_bit(VS_RX_XDP, &pair->rx_state);
 	err = pair->standby_ops->ndo_bpf(dev, bpf);
-	WRITE_ONCE(pair->xdp, err ? before : !!bpf->prog);
+	assign_bit(VS_RX_XDP, &pair->rx_state, err ? before : !!bpf->prog);
 	vs_schedule_setup(pair);
 	return err;
 }
@@ -944,6 +1473,15 @@ static const char vs_counter_names[][ETH_GSTRING_LEN] = {
 	"failovers",
 	"failbacks",
 	"announcements",
+	"fabric_is_primary",
+	"tx_drained",
+	"tx_forced",
+	"tx_hold_last_us",
+	"rx_held",
+	"rx_hold_forced",
+	"markers",
+	"datapath_set_sent",
+	"datapath_set_refused",
 };
 
 static int vs_get_sset_count(struct net_device *dev, int set)
@@ -984,6 +1522,15 @@ static void vs_get_ethtool_stats(struct net_device *dev, struct ethtool_stats *r
 	*data++ = pair->failovers;
 	*data++ = pair->failbacks;
 	*data++ = pair->announced;
+	*data++ = pair->fabric_on_primary;
+	*data++ = pair->tx_drained;
+	*data++ = pair->tx_forced;
+	*data++ = pair->tx_hold_last_us;
+	*data++ = READ_ONCE(pair->rx_held);
+	*data++ = READ_ONCE(pair->rx_hold_forced);
+	*data++ = READ_ONCE(pair->markers);
+	*data++ = pair->datapath_set_sent;
+	*data++ = pair->datapath_set_refused;
 }
 
 static int vs_get_link_ksettings(struct net_device *dev, struct ethtool_link_ksettings *settings)
@@ -1013,10 +1560,11 @@ static void vs_replace_ethtool_ops(struct vs_pair *pair)
 
 static void vs_primary_goes_down(struct vs_pair *pair, struct net_device *primary)
 {
-	if (rtnl_dereference(pair->tx_dev) != primary)
+	if (rtnl_dereference(pair->tx_dev) != primary && pair->told != VS_PRIMARY)
 		return;
 	vs_use_standby(pair, "goes down");
-	vs_drain(pair, primary);
+	vs_drain_received(pair, primary);
+	vs_end_rx_hold(pair);
 }
 
 static void vs_primary_event(struct vs_pair *pair, struct net_device *primary, unsigned long event)
@@ -1027,7 +1575,7 @@ static void vs_primary_event(struct vs_pair *pair, struct net_device *primary, u
 	case NETDEV_CHANGE:
 	case NETDEV_CHANGEMTU:
 	case NETDEV_CHANGEADDR:
-		vs_update(pair);
+		vs_check(pair);
 		break;
 	case NETDEV_GOING_DOWN:
 		vs_primary_goes_down(pair, primary);
@@ -1061,6 +1609,7 @@ static void vs_master_event(struct vs_pair *pair, unsigned long event)
 		break;
 	case NETDEV_GOING_DOWN:
 		vs_use_standby(pair, "is not needed, the master goes down");
+		vs_end_rx_hold(pair);
 		break;
 	case NETDEV_DOWN:
 		vs_schedule_setup(pair);
@@ -1069,7 +1618,7 @@ static void vs_master_event(struct vs_pair *pair, unsigned long event)
 	case NETDEV_CHANGEMTU:
 	case NETDEV_CHANGEADDR:
 		if (pair->registered)
-			vs_update(pair);
+			vs_check(pair);
 		break;
 	case NETDEV_NOTIFY_PEERS:
 		/* the host asks for it after a migration, before its switches have settled */
@@ -1124,11 +1673,25 @@ static struct notifier_block vs_notifier = {
 
 /* What virtio_net calls */
 
+static bool vs_has_protocol(const struct vs_pair *pair)
+{
+	struct virtio_device *vdev = dev_to_virtio(pair->dev->dev.parent);
+
+	return pair->driver && virtio_has_feature(vdev, VIRTIO_NET_F_STANDBY_DATAPATH);
+}
+
 static void vs_force_vlan_filter(struct vs_pair *pair)
 {
 	/* else the primary would never be told of a VLAN */
 	pair->filter_forced = !(pair->dev->features & NETIF_F_HW_VLAN_CTAG_FILTER);
 	pair->dev->features |= NETIF_F_HW_VLAN_CTAG_FILTER;
+}
+
+static void vs_free(struct vs_pair *pair)
+{
+	bitmap_free(pair->held_queues);
+	free_percpu(pair->stats);
+	kfree(pair);
 }
 
 /**
@@ -1147,12 +1710,17 @@ struct failover *vnet_standby_create(struct net_device *dev, const struct vnet_s
 	if (!pair)
 		return ERR_PTR(-ENOMEM);
 	pair->stats = netdev_alloc_pcpu_stats(struct vs_cpu_stats);
-	if (!pair->stats) {
-		kfree(pair);
+	pair->held_queues = bitmap_zalloc(dev->num_tx_queues, GFP_KERNEL);
+	if (!pair->stats || !pair->held_queues) {
+		vs_free(pair);
 		return ERR_PTR(-ENOMEM);
 	}
 	pair->dev = dev;
 	pair->driver = driver;
+	pair->protocol = vs_has_protocol(pair);
+	spin_lock_init(&pair->hold_lock);
+	__skb_queue_head_init(&pair->held);
+	INIT_DELAYED_WORK(&pair->release_work, vs_release_work);
 	INIT_DELAYED_WORK(&pair->setup_work, vs_setup_work);
 	INIT_DELAYED_WORK(&pair->announce_work, vs_announce_work);
 	/* the primary's queue locks nest in the master's, and both are Ethernet's */
@@ -1186,6 +1754,8 @@ void vnet_standby_destroy(struct failover *failover)
 	pair = container_of(failover, struct vs_pair, failover);
 	cancel_delayed_work_sync(&pair->setup_work);
 	cancel_delayed_work_sync(&pair->announce_work);
+	cancel_delayed_work_sync(&pair->release_work);
+	__skb_queue_purge(&pair->held);
 
 	rtnl_lock();
 	list_del(&pair->list);
@@ -1193,10 +1763,22 @@ void vnet_standby_destroy(struct failover *failover)
 	pair->dev->ethtool_ops = pair->standby_ethtool_ops;
 	rtnl_unlock();
 
-	free_percpu(pair->stats);
-	kfree(pair);
+	vs_free(pair);
 }
 EXPORT_SYMBOL_GPL(vnet_standby_destroy);
+
+static bool vs_drop_standby_group(struct vs_pair *pair, struct sk_buff *skb)
+{
+	/* the guest's own, sent by the primary, before the fabric has moved there */
+	bool own = rcu_access_pointer(pair->tx_dev) &&
+		   ether_addr_equal(eth_hdr(skb)->h_source, pair->dev->dev_addr);
+
+	if (!READ_ONCE(pair->group_on_primary) && !own)
+		return false;
+	vs_count_standby_drop(pair);
+	kfree_skb(skb);
+	return true;
+}
 
 /**
  * vnet_standby_receive() - look at a frame that the standby has received
@@ -1210,11 +1792,12 @@ bool vnet_standby_receive(struct failover *failover, struct sk_buff *skb)
 {
 	struct vs_pair *pair = container_of(failover, struct vs_pair, failover);
 
-	if (likely(!vs_is_group(skb)) || !rcu_access_pointer(pair->tx_dev))
-		return false;
-	vs_count_standby_drop(pair);
-	kfree_skb(skb);
-	return true;
+	if (unlikely(vs_is_group(skb)) && vs_drop_standby_group(pair, skb))
+		return true;
+	if (unlikely(vs_maybe_marker(skb)) && vs_take_marker(pair, skb, VS_STANDBY))
+		return true;
+	return unlikely(READ_ONCE(pair->rx_state) & BIT(VS_RX_HOLD_STANDBY)) &&
+	       vs_hold_frame(pair, skb, VS_STANDBY);
 }
 EXPORT_SYMBOL_GPL(vnet_standby_receive);
 
@@ -1239,6 +1822,16 @@ EXPORT_SYMBOL_GPL(vnet_standby_config_changed);
  */
 void vnet_standby_freeze(struct failover *failover)
 {
+	struct vs_pair *pair;
+
+	if (!failover)
+		return;
+	pair = container_of(failover, struct vs_pair, failover);
+	rtnl_lock();
+	vs_use_standby(pair, "is left, the device is suspended");
+	vs_end_rx_hold(pair);
+	pair->frozen = true;
+	rtnl_unlock();
 }
 EXPORT_SYMBOL_GPL(vnet_standby_freeze);
 
@@ -1250,6 +1843,17 @@ EXPORT_SYMBOL_GPL(vnet_standby_freeze);
  */
 void vnet_standby_restore(struct failover *failover)
 {
+	struct vs_pair *pair;
+
+	if (!failover)
+		return;
+	pair = container_of(failover, struct vs_pair, failover);
+	rtnl_lock();
+	pair->frozen = false;
+	/* after a reset it knows of nothing */
+	pair->told = VS_STANDBY;
+	rtnl_unlock();
+	vs_schedule_setup(pair);
 }
 EXPORT_SYMBOL_GPL(vnet_standby_restore);
 

@@ -25,7 +25,7 @@ struct sk_buff;
 
 #define VIRTIO_NET_STANDBY_DATAPATH_STANDBY	0
 #define VIRTIO_NET_STANDBY_DATAPATH_PRIMARY	1
-#define VIRTIO_NET_STANDBY_DATAPATH_F_FORCED	1	/* the old path was left before it was empty */
+#define VIRTIO_NET_STANDBY_DATAPATH_F_FORCED	1	/* the old path was not empty yet */
 
 struct virtio_net_ctrl_standby_datapath {
 	u8 datapath;
