@@ -19,7 +19,7 @@ from vnet_standby.host.folder import Folder
 from vnet_standby.host.guard import Guard
 from vnet_standby.host.host import Host, this_host
 from vnet_standby.host.journal import Journal
-from vnet_standby.host.qmp import Monitor, connected
+from vnet_standby.host.qmp import GoneError, Monitor, connected
 from vnet_standby.host.session import Session
 
 T = TypeVar("T")
@@ -172,7 +172,8 @@ class Agent:
                 del self._sessions[name]
 
     async def _converse(self, session: Session, qmp: Monitor, attached: asyncio.Event) -> None:
-        await session.attach()
+        with contextlib.suppress(GoneError):  # then the events end at once
+            await session.attach()
         attached.set()
         stop = asyncio.create_task(self._stopping.wait())
         stop.add_done_callback(lambda _: qmp.end_events())

@@ -28,9 +28,11 @@ class Folder:
         asyncio.get_running_loop().add_reader(self._inotify.fd, self._read)
 
     def sockets(self) -> dict[Path, int]:
-        """The sockets in it, each with its inode: another one is another VM's."""
+        """The sockets in it, each with the time when it was made: another one is another VM's."""
         try:
-            return {path: path.lstat().st_ino for path in self.path.iterdir() if path.is_socket()}
+            return {
+                path: path.lstat().st_mtime_ns for path in self.path.iterdir() if path.is_socket()
+            }
         except FileNotFoundError:
             if self.path.is_dir():  # a socket that went away meanwhile
                 return self.sockets()

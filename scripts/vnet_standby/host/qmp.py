@@ -96,14 +96,13 @@ class Monitor:
         ]
         try:
             while not self._enough.is_set():
+                if self._client.runstate != Runstate.RUNNING and self._listener.empty():
+                    return
                 said = asyncio.create_task(self._listener.get())
                 await asyncio.wait({said, *over}, return_when=asyncio.FIRST_COMPLETED)
                 if said.done():
                     yield _event(said.result())
-                    continue
                 said.cancel()
-                if self._client.runstate != Runstate.RUNNING and self._listener.empty():
-                    return
         finally:
             for task in over:
                 task.cancel()

@@ -173,7 +173,7 @@ class Session:
         before, self.pairs = self.pairs, {}
         for info in told:
             device = info.get("device") or info["path"].removesuffix("/virtio-backend")
-            pair = before.get(device) or ManagedPair(device, info["path"], info["mac"])
+            pair = before.get(device) or ManagedPair(device, info["path"], info["mac"].lower())
             self.pairs[device] = pair
             await self._arm(pair, info, found.get(device))
         if not told:
@@ -201,7 +201,8 @@ class Session:
         fabric = await self._shop.on_host(_find, ward)
         _require_identity(fabric, protocol.get("primary-mac"))
         pair.fabric, pair.ward = fabric, ward
-        pair.negotiated, pair.datapath = protocol["negotiated"], protocol["datapath"]
+        pair.negotiated = protocol["negotiated"]
+        pair.datapath = protocol["datapath"] if pair.negotiated else "standby"
         at = await self._shop.on_host(where, fabric)
         await self._acknowledge(pair, fabric, at or pair.datapath)
         if pair.unarmed:
@@ -481,7 +482,9 @@ def _changing(
 
 def _require_identity(fabric: Fabric, identity: str | None) -> None:
     """A VF whose filter is to move needs another address in the guest than the pair's."""
-    if fabric.vf and fabric.driver and fabric.driver.flips and identity != alias(fabric.mac):
+    if not (fabric.vf and fabric.driver and fabric.driver.flips):
+        return
+    if (identity or "").lower() != alias(fabric.mac):
         raise VnetStandbyError(
             f"not supported: the guest knows {fabric.vf.name} by {identity or 'the MAC of the pair'}; "
             f"start the VM with x-standby-primary-mac={alias(fabric.mac)}"
