@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import chain, count
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -68,6 +69,7 @@ class Agent:
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._open_host = contextlib.ExitStack()
         self._host: Host | None = None
+        self._turns: dict[Path, asyncio.Lock] = {}
         self._stopping = asyncio.Event()
 
     async def run(self, monitors: Sequence[str], folder: Path | None, lock: socket.socket) -> None:
@@ -151,7 +153,9 @@ class Agent:
         deadline = time.monotonic() + _LISTENING_S
         while True:
             try:
-                await self._manage(str(path), attached)
+                # what the VM before it has left behind is cleared away first: it may have had the same tap
+                async with self._turns.setdefault(path, asyncio.Lock()):
+                    await self._manage(str(path), attached)
                 return
             except VnetStandbyError as error:
                 if attached.is_set() or self._stopping.is_set() or time.monotonic() > deadline:
@@ -182,15 +186,16 @@ class Agent:
         finally:
             stop.cancel()
         if self._stopping.is_set():
-            await session.disarm()
+            with contextlib.suppress(GoneError):  # then there is nobody to be told
+                await session.disarm()
         else:
             await session.ended()
 
     def _name(self, monitor: str) -> str:
         """What to call the VM: the socket's name, or its address; a number behind it if that is taken."""
         name = Path(monitor).stem if Path(monitor).exists() else monitor
-        taken = sum(1 for other in self._sessions if other.partition("#")[0] == name)
-        return f"{name}#{taken + 1}" if taken else name
+        names = chain([name], (f"{name}#{number}" for number in count(2)))
+        return next(free for free in names if free not in self._sessions)
 
     # ending
 

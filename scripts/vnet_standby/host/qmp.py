@@ -4,7 +4,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,7 +57,7 @@ class Monitor:
 
         try:
             async with asyncio.timeout(_TIMEOUT_S):
-                return await self._client.execute(command, arguments or None)
+                return await self._unless_over(self._client.execute(command, arguments or None))
         except ExecuteError as error:
             unknown = error.error_class == "CommandNotFound"
             raise RefusedError(
@@ -69,6 +69,19 @@ class Monitor:
             ) from None
         except QMPError as error:
             raise GoneError(f"the VM at {self.address} went away ({error})") from error
+
+    async def _unless_over(self, asking: Coroutine[Any, Any, object]) -> Any:
+        """Wait for a reply; qemu.qmp leaves one unanswered if the connection ends at the wrong moment."""
+        reply = asyncio.create_task(asking)
+        over = asyncio.create_task(self._client.runstate_changed())
+        try:
+            await asyncio.wait({reply, over}, return_when=asyncio.FIRST_COMPLETED)
+            if reply.done():
+                return reply.result()
+            raise GoneError(f"the VM at {self.address} went away")
+        finally:
+            reply.cancel()
+            over.cancel()
 
     async def ask(self, command: str, **arguments: object) -> Any:
         """A command's return value; None if QEMU refuses it."""
