@@ -102,7 +102,9 @@ def test_wrong_usage_is_status_2(arguments: list[str]) -> None:
     assert caught.value.code == 2
 
 
-@pytest.mark.parametrize("command", ["list", "assign", "release", "pair", "steer"])
+@pytest.mark.parametrize(
+    "command", ["list", "assign", "release", "pair", "steer", "agent", "migrate"]
+)
 def test_help_needs_nothing_loaded(command: str) -> None:
     code = (
         "import sys\n"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The command line: vnet-standby demo | judge | cost | build | series | summary | host-agent."""
+"""The command line: vnet-standby demo | judge | cost | build | series | summary | host-agent | migrate."""
 
 import argparse
 import asyncio
@@ -22,7 +22,7 @@ from vnet_standby.build.progress import say
 from vnet_standby.build.qemu import build_qemu
 from vnet_standby.build.series import apply, check, check_sanitized, refresh
 from vnet_standby.errors import VnetStandbyError
-from vnet_standby.host.cli import add_agent
+from vnet_standby.host.cli import add_agent, add_migrate
 from vnet_standby.lab.binaries import image_under_test, qemu_under_test
 from vnet_standby.lab.cost import COST_GUESTS, CostGuest, GuestCost, measure_cost
 from vnet_standby.lab.demo import measure_migration, topology_of
@@ -80,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_series(commands.add_parser("series", help="apply, export or check the QEMU patch series"))
     _add_summary(commands.add_parser("summary", help="show what a run of the VM tests found"))
     add_agent(commands.add_parser("host-agent", help="move a host's fabric as its VMs say"))
+    add_migrate(commands.add_parser("migrate", help="migrate a VM from one QEMU to another"))
     return parser
 
 

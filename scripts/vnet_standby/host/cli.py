@@ -4,6 +4,7 @@
 import argparse
 import dataclasses
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -54,7 +55,28 @@ def _parser() -> argparse.ArgumentParser:
     _add_pair(commands.add_parser("pair", help="show standby and primary of a running VM"))
     _add_steer(commands.add_parser("steer", help="point this host at the VF or the tap for a MAC"))
     add_agent(commands.add_parser("agent", help="move the fabric as the VMs of this host say"))
+    add_migrate(commands.add_parser("migrate", help="migrate a VM from one QEMU to another"))
     return parser
+
+
+def add_migrate(parser: argparse.ArgumentParser) -> None:
+    """The options of `migrate`, which the project's own command line has, too."""
+    parser.description = (
+        "Migrate a VM from one QEMU to another that waits for it: compare the two, switch on what the gate needs, "
+        "show each step, and cancel at Ctrl-C or after the time limit: the VM goes on at the source then. The exit "
+        "status is 0 only if the guest runs at the destination."
+    )
+    parser.set_defaults(command=_migrate)
+    parser.add_argument("source", metavar="SOURCE-QMP", help="path, or HOST:PORT; not the agent's")
+    parser.add_argument(
+        "destination", metavar="DESTINATION-QMP", help="the same of the QEMU that waits"
+    )
+    parser.add_argument("uri", metavar="URI", help="the way of the migration stream: tcp:HOST:PORT")
+    parser.add_argument("--bandwidth", type=_positive, metavar="MIB/S", help="limit (QEMU's)")
+    parser.add_argument(
+        "--limit", type=_positive, metavar="SECONDS", help="cancel after that (never)"
+    )
+    _add_json(parser)
 
 
 def add_agent(parser: argparse.ArgumentParser) -> None:
@@ -172,6 +194,12 @@ def _port(text: str) -> tuple[str, str]:
     return device, netdev
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text} is no number above 0")
+    return int(text)
+
+
 def _count(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text} is no number of VFs")
@@ -269,6 +297,46 @@ def _agent(options: argparse.Namespace) -> None:
         raise VnetStandbyError("which VMs? give their QMP sockets, or --folder")
     with open_journal(options.log) as journal:
         run_agent(options.monitors, options.folder, dict(options.port), options.uplink, journal)
+
+
+def _migrate(options: argparse.Namespace) -> None:
+    import asyncio  # noqa: PLC0415
+
+    from vnet_standby.host.migrate import Result, migrate, outcome_line  # noqa: PLC0415
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    async def run() -> Result:
+        task = asyncio.create_task(
+            migrate(
+                options.source,
+                options.destination,
+                options.uri,
+                say,
+                options.bandwidth,
+                options.limit,
+            )
+        )
+
+        def cancel() -> None:
+            if not task.cancelling():  # once: the roll-back takes its time
+                task.cancel()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, cancel)
+        return await task
+
+    try:
+        result = asyncio.run(run())
+    except asyncio.CancelledError:
+        raise VnetStandbyError("interrupted before it began; both VMs are as they were") from None
+    if options.json:
+        print(_json(result))
+    if result.outcome != "completed":
+        raise VnetStandbyError(outcome_line(result))
+    if not options.json:
+        print(outcome_line(result))
 
 
 def _report(options: argparse.Namespace, result: dict[str, Any], closing: str = "") -> None:
