@@ -140,7 +140,7 @@ async def story_failed_late(folder: Path) -> None:
         await running.expect("fabric-left", vm="a")
         source.status = "running"
         await source.emit("RESUME")
-        await running.expect("fabric-moved", vm="a")
+        await running.expect("fabric-taken", vm="a")
         assert pointed() == {"a-standby": PINNED}
 
 

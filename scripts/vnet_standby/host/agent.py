@@ -20,7 +20,7 @@ from vnet_standby.host.folder import Folder
 from vnet_standby.host.guard import Guard
 from vnet_standby.host.host import Host, this_host
 from vnet_standby.host.journal import Journal
-from vnet_standby.host.qmp import GoneError, Monitor, connected
+from vnet_standby.host.qmp import GoneError, Monitor, UnreachableError, connected
 from vnet_standby.host.session import Session
 
 T = TypeVar("T")
@@ -157,12 +157,16 @@ class Agent:
                 async with self._turns.setdefault(path, asyncio.Lock()):
                     await self._manage(str(path), attached)
                 return
+            except UnreachableError as error:
+                if not self._stopping.is_set() and time.monotonic() < deadline:
+                    await asyncio.sleep(_RETRY_S)  # nothing tells when somebody listens
+                    continue
+                reason = str(error)
             except VnetStandbyError as error:
-                if attached.is_set() or self._stopping.is_set() or time.monotonic() > deadline:
-                    self.journal("not-attached", monitor=str(path), reason=str(error))
-                    attached.set()
-                    return
-            await asyncio.sleep(_RETRY_S)  # nothing tells when somebody listens
+                reason = str(error)
+            self.journal("not-attached", monitor=str(path), reason=reason)
+            attached.set()
+            return
 
     async def _manage(self, monitor: str, attached: asyncio.Event) -> None:
         """Manage a VM until it ends; raises `VnetStandbyError` if there is none."""

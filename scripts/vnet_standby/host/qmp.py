@@ -29,6 +29,10 @@ class Event:
     data: Mapping[str, Any]
 
 
+class UnreachableError(VnetStandbyError):
+    """There is no VM at the address, or it is talking with somebody else."""
+
+
 class RefusedError(VnetStandbyError):
     """QEMU has answered a command with an error."""
 
@@ -127,7 +131,7 @@ class Monitor:
 
 @contextlib.asynccontextmanager
 async def connected(address: str) -> AsyncIterator[Monitor]:
-    """Talk to a VM, whose QMP socket is at a path or HOST:PORT; raises `VnetStandbyError` if there is none."""
+    """Talk to a VM, whose QMP socket is at a path or HOST:PORT; raises `UnreachableError` if there is none."""
     from qemu.qmp import (  # noqa: PLC0415  # slow to load
         ConnectError,
         EventListener,
@@ -141,12 +145,12 @@ async def connected(address: str) -> AsyncIterator[Monitor]:
         async with asyncio.timeout(_TIMEOUT_S):
             await client.connect(_place(address))
     except TimeoutError:
-        raise VnetStandbyError(
+        raise UnreachableError(
             f"no greeting from {address} within {_TIMEOUT_S} s: it is no QMP monitor, or another client (libvirt?) "
             "has it; a QMP monitor serves one at a time, give the VM another -qmp"
         ) from None
     except ConnectError as error:
-        raise VnetStandbyError(_why_not(address, error.exc)) from error
+        raise UnreachableError(_why_not(address, error.exc)) from error
     try:
         yield Monitor(client, address, listener)
     finally:
@@ -167,11 +171,11 @@ def _place(address: str) -> str | tuple[str, int]:
     if host and port.isdecimal() and not path.exists():
         return host, int(port)
     if not path.exists():
-        raise VnetStandbyError(
+        raise UnreachableError(
             f"no such QMP socket: {address}; give the path behind QEMU's -qmp unix:, or HOST:PORT"
         )
     if not path.is_socket():
-        raise VnetStandbyError(f"{address} is no socket; give the path behind QEMU's -qmp unix:")
+        raise UnreachableError(f"{address} is no socket; give the path behind QEMU's -qmp unix:")
     return address
 
 

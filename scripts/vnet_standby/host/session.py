@@ -36,6 +36,9 @@ _ATTACH = "attach"
 """Why the fabric moves if it is no event of QEMU's: the agent finds that it is not where the driver is."""
 
 _AWAY = {"finish-migrate", "postmigrate"}
+"""Run states in which the guest has stopped here to go on at the destination."""
+_LEAVING = {"device", "postcopy-active"}
+"""The same as states of the migration; the destination has them, too, but before its guest runs."""
 
 
 class Workshop(Protocol):
@@ -148,10 +151,7 @@ class Session:
         """Tell QEMU not to wait for this agent any more; the guard does the rest."""
         await self._cancel_tasks()
         for pair, _ in self._armed():
-            await self._monitor.ask(
-                "x-virtio-net-standby-fabric",
-                device=pair.device, datapath=pair.delivered or pair.datapath, timeout=0, marks=False,
-            )  # fmt: skip
+            await self._tell_nobody_manages(pair)
         if self.phase == "incoming":
             await self._monitor.ask("x-virtio-net-standby-gate", arm=False)
         await self._shorten_queues()
@@ -212,12 +212,23 @@ class Session:
     async def _bring_in_line(self) -> None:
         """Let the host be as the devices say it is."""
         for pair, fabric in self._armed():
-            if self.phase == "incoming":
-                await self._shop.on_host(_changing, park, fabric)
-            elif self.phase == "running" and pair.negotiated:
-                await self._follow(pair, fabric, pair.datapath, _ATTACH)
-            elif self.phase == "running":
-                await self._let_learn(pair, fabric)
+            try:
+                await self._bring_pair_in_line(pair, fabric)
+            except GoneError:
+                raise
+            except VnetStandbyError as error:
+                await self._tell_nobody_manages(pair)
+                pair.unarmed, pair.fabric, pair.ward = str(error), None, None
+                self._say("not-armed", pair, reason=pair.unarmed)
+        self._shop.wards_changed()
+
+    async def _bring_pair_in_line(self, pair: ManagedPair, fabric: Fabric) -> None:
+        if self.phase == "incoming":
+            await self._shop.on_host(_changing, park, fabric)
+        elif self.phase == "running" and pair.negotiated:
+            await self._follow(pair, fabric, pair.datapath, _ATTACH)
+        elif self.phase == "running":
+            await self._let_learn(pair, fabric)
 
     def _ward(self, pair: ManagedPair, found: Pair | None) -> Ward:
         if found is None:
@@ -276,6 +287,12 @@ class Session:
         await self._monitor.execute(
             "x-virtio-net-standby-fabric",
             device=pair.device, datapath=at, timeout=ACKNOWLEDGE_MS, marks=_marks(fabric),
+        )  # fmt: skip
+
+    async def _tell_nobody_manages(self, pair: ManagedPair) -> None:
+        await self._monitor.ask(
+            "x-virtio-net-standby-fabric",
+            device=pair.device, datapath=pair.delivered or pair.datapath, timeout=0, marks=False,
         )  # fmt: skip
 
     async def _let_learn(self, pair: ManagedPair, fabric: Fabric) -> None:
@@ -342,19 +359,28 @@ class Session:
 
     async def _on_stop(self, _event: Event) -> None:
         status = (await self._monitor.execute("query-status"))["status"]
-        if self.phase == "running" and status in _AWAY:
+        if status in _AWAY:
+            await self._go_away()
+
+    async def _on_migration(self, event: Event) -> None:
+        # these events come if management wants them (capability events), and long before an answer about the status
+        if event.data["status"] in _LEAVING:
+            await self._go_away()
+
+    async def _go_away(self) -> None:
+        if self.phase == "running":
             self.phase = "away"
             await self._leave_all(to_wire=False)
 
     async def _on_resume(self, _event: Event) -> None:
         before, self.phase = self.phase, "running"
-        taken, self._taken = self._taken, []
         if before == "running":
             return
+        if not self._taken:  # there was no gate; first of all, because QEMU is slow to answer now
+            await self._take_all()
+        self._taken.clear()
         await self._arm_all()
         await self._bring_in_line()
-        if not taken:
-            await self._announce_all()
         if self._queues:
             self._later(_SETTLED_S, self._shorten_queues)
 
@@ -395,7 +421,11 @@ class Session:
         for _, fabric in armed:
             before = await self._shop.on_host(moves.lengthen_queue, fabric.tap)
             self._queues[fabric.tap.name] = before
-        await self._monitor.execute("x-virtio-net-standby-gate", arm=True)
+        try:
+            await self._monitor.execute("x-virtio-net-standby-gate", arm=True)
+        except RefusedError as error:
+            self._say("gate-not-armed", reason=str(error))
+            return
         self.gate = "destination: armed"
         self._say("gate-armed", queue=moves.QUEUE_LENGTH)
 
@@ -419,12 +449,6 @@ class Session:
         for pair in self.pairs.values():
             pair.delivered = None
         self._shop.wards_changed()
-
-    async def _announce_all(self) -> None:
-        for pair, fabric in self._armed():
-            ports = await self._shop.on_host(moves.announce, fabric, self._shop.uplinks)
-            if ports:
-                self._say("announced", pair, ports=ports)
 
     async def _shorten_queues(self) -> None:
         queues, self._queues = self._queues, {}
@@ -513,6 +537,7 @@ _HANDLERS: dict[str, Callable[[Session, Event], Awaitable[None]]] = {
     "VIRTIO_NET_STANDBY_NEGOTIATED": Session._on_negotiated,
     "VIRTIO_NET_STANDBY_PRIMARY": Session._on_primary,
     "DEVICE_DELETED": Session._on_deleted,
+    "MIGRATION": Session._on_migration,
     "STOP": Session._on_stop,
     "RESUME": Session._on_resume,
 }
