@@ -115,6 +115,35 @@ async def story_gate_withdrawn(folder: Path) -> None:
         await until(lambda: queue_length("b-standby") == 1000, "the queue stays long")
 
 
+async def story_gate_withdrawn_late(folder: Path) -> None:
+    """The gate may be withdrawn after it has passed, and the answer may come too late."""
+    _taps, source, destination = await two_vms(folder)
+    async with agent("--folder", str(folder)) as running:
+        await running.expect("ready")
+        await close_gate(running, source, destination)
+        for state in ("passed", "withdrawn"):
+            for vm, role in ((destination, "destination"), (source, "source")):
+                await vm.emit("VIRTIO_NET_STANDBY_GATE", id=7, role=role, state=state, reason="x")
+                await running.expect("gate", role=role, state=state)
+        await running.expect("fabric-taken", vm="a")
+        assert pointed() == {"a-standby": PINNED}
+        destination.refuses.add("x-virtio-net-standby-gate-answer")
+        await destination.emit("VIRTIO_NET_STANDBY_GATE", id=8, role="destination", state="closed")
+        await running.expect("fabric-given-back")
+        assert pointed() == {"a-standby": PINNED}
+
+
+async def story_killed_at_the_gate(folder: Path) -> None:
+    """Nobody knows whether the guest will come, so nothing points at its tap only."""
+    _taps, source, destination = await two_vms(folder)
+    async with agent("--folder", str(folder)) as running:
+        await running.expect("ready")
+        await close_gate(running, source, destination)
+        running.process.kill()
+        await running.end()
+        assert pointed() == {}
+
+
 async def story_no_gate(folder: Path) -> None:
     """Without a gate the MAC is given up when the guest stops, and taken when it runs again."""
     taps, source, destination = await two_vms(folder)

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from vnet_standby.errors import VnetStandbyError
 from vnet_standby.host.changes import Transaction
-from vnet_standby.host.fabric import find_pair_fabric, loosen
+from vnet_standby.host.fabric import find_pair_fabric, hand_over, loosen
 from vnet_standby.host.host import Host, this_host
 
 
@@ -27,6 +27,8 @@ class Ward:
     tap_name: str
     primary_tap: str = ""
     address: str = ""
+    expected: bool = False
+    """The VM is yet to come, so the MAC may have to go on elsewhere: nothing of it stays here."""
 
 
 Log = Callable[..., None]
@@ -99,7 +101,10 @@ def put_in_order(host: Host, ward: Ward) -> list[str]:
     host.network.reread()
     if all(link.name != ward.tap_name for link in host.network.links().values()):
         return []  # the VM has ended, too, and took its tap and the bridge's entries along
-    fabric = find_pair_fabric(host, **asdict(ward))
+    fabric = find_pair_fabric(host, ward.mac, ward.tap_name, ward.primary_tap, ward.address)
     with Transaction() as change:
-        loosen(host, change, fabric)
+        if ward.expected:
+            hand_over(host, change, fabric, None)
+        else:
+            loosen(host, change, fabric)
     return change.changed

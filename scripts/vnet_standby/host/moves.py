@@ -51,6 +51,8 @@ def follow(host: Host, fabric: Fabric, to: Datapath, *, mark: bool) -> Moved:
         with Transaction() as change:
             steer(host, change, fabric, to)
         moved = time.time()
+        if to == "standby" and fabric.uplink and not (fabric.vf or fabric.emulated):
+            announce(host, fabric, (fabric.uplink.name,))  # a whole NIC: switches outside decide
         if outlet is None:
             return Moved(began, moved, change.changed, None, unmarked)
         # A frame that looked up the bridge's table before it changed is behind the marker only if its processor was

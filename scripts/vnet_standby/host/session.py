@@ -4,7 +4,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
 from vnet_standby.errors import VnetStandbyError
@@ -98,7 +98,8 @@ class Session:
     def wards(self) -> list[Ward]:
         """What has to be put in order if nobody manages this VM's pairs any more."""
         pointed = (pair for pair in self.pairs.values() if pair.delivered and not pair.unarmed)
-        return [pair.ward for pair in pointed if pair.ward]
+        expected = self.phase == "incoming"
+        return [replace(pair.ward, expected=expected) for pair in pointed if pair.ward]
 
     def status(self) -> list[dict[str, object]]:
         """A row a pair."""
@@ -206,7 +207,15 @@ class Session:
         at = await self._shop.on_host(where, fabric)
         await self._acknowledge(pair, fabric, at or pair.datapath)
         if pair.unarmed:
-            self._say("armed", pair, fabric=at, negotiated=pair.negotiated, marks=_marks(fabric))
+            limit = fabric.driver.limit or None if fabric.driver else None
+            self._say(
+                "armed",
+                pair,
+                fabric=at,
+                negotiated=pair.negotiated,
+                marks=_marks(fabric),
+                limit=limit,
+            )
         pair.unarmed = ""
 
     async def _bring_in_line(self) -> None:
@@ -388,7 +397,8 @@ class Session:
         number, state = event.data["id"], event.data["state"]
         role = event.data["role"]
         self.gate = f"{role}: {state}"
-        self._say("gate", id=number, role=role, state=state, ms=ms(time.time() - event.t))
+        reason, took = event.data.get("reason"), ms(time.time() - event.t)
+        self._say("gate", id=number, role=role, state=state, reason=reason, ms=took)
         if role == "destination":
             await self._on_gate_of_destination(number, state)
         else:
@@ -398,7 +408,11 @@ class Session:
         if state == "closed":
             await self._take_all()
             began = time.time()
-            await self._monitor.execute("x-virtio-net-standby-gate-answer", id=number)
+            try:
+                await self._monitor.execute("x-virtio-net-standby-gate-answer", id=number)
+            except RefusedError as error:
+                await self._give_back(str(error))
+                return
             self._say("gate-answered", id=number, ms=ms(time.time() - began))
         elif state == "withdrawn":
             await self._give_back("the gate was withdrawn")
@@ -406,7 +420,8 @@ class Session:
     async def _on_gate_of_source(self, state: str) -> None:
         if state == "answered":
             await self._leave_all(to_wire=True)
-        elif state == "withdrawn" and self.phase == "running":
+        elif state == "withdrawn":
+            self.phase = "running"  # the gate may have passed, and the rest of the migration failed
             await self._take_all()
             self._taken.clear()
         elif state == "passed":
@@ -489,7 +504,7 @@ class Session:
 
 def _find(host: Host, ward: Ward) -> Fabric:
     host.network.reread()
-    return find_pair_fabric(host, **asdict(ward))
+    return find_pair_fabric(host, ward.mac, ward.tap_name, ward.primary_tap, ward.address)
 
 
 def _changing(
