@@ -103,7 +103,13 @@ class Agent:
 
     def wards_changed(self) -> None:
         """Tell the guard what is to be put in order if the agent dies."""
-        self._guard.set([ward for session in self._sessions.values() for ward in session.wards])
+        wards = [ward for session in self._sessions.values() for ward in session.wards]
+        try:
+            self._guard.set(wards)
+        except (
+            VnetStandbyError
+        ) as error:  # no reason to stop moving; whoever reads the log may restart the agent
+            self.journal("unguarded", reason=str(error))
 
     # the sessions
 
