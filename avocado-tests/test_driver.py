@@ -253,6 +253,8 @@ class Following(DriverTest):
             master, slave = await self.pair(lab)
             run = lab.vm.agent.run
             await run("unshare -n sleep 600 > /dev/null 2>&1 & echo $! > /tmp/other")
+            there = "/proc/$(cat /tmp/other)/ns/net"
+            await run(f"while [ {there} -ef /proc/1/ns/net ]; do sleep 1; done")
             await run(f"ip link set {master.name} netns $(cat /tmp/other)")
             links = await lab.vm.agent.links()
             self.assertEqual(links[slave.name].master, "")

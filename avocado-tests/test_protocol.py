@@ -192,8 +192,11 @@ class Levels(ProtocolTest):
             await self.until(lab, active_path_is_primary=1)
 
     async def test_suspend(self) -> None:
-        """The guest's kernel suspends its devices and resumes them: the same without a boot."""
-        async with self.speaking(host_agent=False) as lab:
+        """The guest's kernel suspends its devices and resumes them: the same without a boot.
+
+        e1000: with e1000e the receive ring is out of step with QEMU's at times when the NIC is resumed.
+        """
+        async with self.speaking(host_agent=False, primary="e1000") as lab:
             test = "echo devices > /sys/power/pm_test && echo mem > /sys/power/state"
             since = len(lab.events)
             await lab.vm.agent.run(test)
