@@ -47,7 +47,10 @@ class QTest:
 # The tests of the devices that the series touches. One that the source doesn't have (yet) is passed over, and said.
 QTESTS = (
     QTest("virtio-net-standby", own=True),
+    QTest("virtio-net-standby-datapath", own=True),
+    QTest("virtio-net-standby-gate", own=True),
     QTest("virtio-net-failover"),
+    QTest("virtio-net-failover-keep", own=True),
     QTest("virtio-net-failover-safety", own=True),
     QTest("virtio-net-failover-conceal", own=True),
     QTest("virtio-net-failover-sriov", own=True),

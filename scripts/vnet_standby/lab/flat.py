@@ -3,6 +3,7 @@
 
 import contextlib
 import tempfile
+from asyncio.subprocess import Process
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ class Flat:
         self._image = image
         self._accelerator = accelerator
         self._monitors = Path()
+        self._agent: Process | None = None
         self._stack = contextlib.AsyncExitStack()
 
     @property
@@ -73,7 +75,13 @@ class Flat:
             folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="vnet-standby-"))
             self._monitors = Path(folder)
             agent = host_agent(self._monitors, events, run / "agent.log")
-            await self._stack.enter_async_context(agent)
+            self._agent = await self._stack.enter_async_context(agent)
+
+    async def kill_agent(self) -> None:
+        """End the host agent as a crash would."""
+        assert self._agent is not None, "has_agent says whether there is one"
+        self._agent.kill()
+        await self._agent.wait()
 
     async def close(self) -> None:
         """End the agent; the network goes with its namespace."""
