@@ -49,6 +49,10 @@
 
 /* How long a path that is left may take for what it was given, and to receive what is under way. */
 #define VS_DRAIN_MS		50
+/* The same before a primary goes down: drivers that are being removed have stopped receiving by
+ * then, and the fabric still sends there.
+ */
+#define VS_LEAVE_MS		10
 #define VS_DRAIN_STEP_MS	5
 
 /* How long what the new path receives waits for what is under way on the old one. The protocol
@@ -859,13 +863,13 @@ static bool vs_drain_standby(struct vs_pair *pair, unsigned long end)
 }
 
 /* Hold what is to be transmitted until the path used so far is empty, or its time is up. */
-static bool vs_hold_and_drain(struct vs_pair *pair, struct net_device *primary)
+static bool vs_hold_and_drain(struct vs_pair *pair, struct net_device *primary, unsigned int ms)
 {
 	unsigned long end;
 	bool drained;
 
 	vs_start_tx_hold(pair);
-	end = jiffies + msecs_to_jiffies(VS_DRAIN_MS);
+	end = jiffies + msecs_to_jiffies(ms);
 	drained = primary ? vs_drain_primary(primary, end) : vs_drain_standby(pair, end);
 	if (drained)
 		pair->tx_drained++;
@@ -987,7 +991,7 @@ static void vs_use_primary(struct vs_pair *pair, struct net_device *primary)
 		return;
 	/* a virtio_net that can't tell when it is done keeps no order here */
 	if (pair->driver)
-		vs_hold_and_drain(pair, NULL);
+		vs_hold_and_drain(pair, NULL, VS_DRAIN_MS);
 	rcu_assign_pointer(pair->tx_dev, primary);
 	vs_end_tx_hold(pair);
 	pair->failbacks++;
@@ -996,14 +1000,14 @@ static void vs_use_primary(struct vs_pair *pair, struct net_device *primary)
 	vs_announce(pair);
 }
 
-static void vs_use_standby(struct vs_pair *pair, const char *reason)
+static void vs_leave_primary(struct vs_pair *pair, const char *reason, unsigned int drain_ms)
 {
 	struct net_device *primary = rtnl_dereference(pair->tx_dev);
 	bool forced = false;
 
 	if (primary) {
 		if (vs_can_send(primary) && !qdisc_tx_is_noop(primary)) {
-			forced = !vs_hold_and_drain(pair, primary);
+			forced = !vs_hold_and_drain(pair, primary, drain_ms);
 		} else {
 			forced = true;
 			pair->tx_forced++;
@@ -1020,6 +1024,11 @@ static void vs_use_standby(struct vs_pair *pair, const char *reason)
 		    primary->name, reason);
 	vs_update_carrier(pair);
 	vs_announce(pair);
+}
+
+static void vs_use_standby(struct vs_pair *pair, const char *reason)
+{
+	vs_leave_primary(pair, reason, VS_DRAIN_MS);
 }
 
 static void vs_update(struct vs_pair *pair)
@@ -1562,7 +1571,7 @@ static void vs_primary_goes_down(struct vs_pair *pair, struct net_device *primar
 {
 	if (rtnl_dereference(pair->tx_dev) != primary && pair->told != VS_PRIMARY)
 		return;
-	vs_use_standby(pair, "goes down");
+	vs_leave_primary(pair, "goes down", VS_LEAVE_MS);
 	vs_drain_received(pair, primary);
 	vs_end_rx_hold(pair);
 }
