@@ -675,6 +675,13 @@ static bool vs_fabric_agrees(struct vs_pair *pair)
 
 	if (!pair->protocol)
 		return true;
+	/* two moves of the fabric at once keep no order, and a failback can wait */
+	if (pair->told == VS_STANDBY && (pair->fabric_on_primary || vs_holds_received(pair)) &&
+	    time_before(jiffies, pair->told_at + VS_FABRIC_WAIT)) {
+		queue_delayed_work(system_wq, &pair->setup_work,
+				   msecs_to_jiffies(VS_DRAIN_STEP_MS));
+		return false;
+	}
 	if (!vs_tell(pair, VS_PRIMARY, 0))
 		return false;
 	end = pair->told_at + VS_FABRIC_WAIT;
