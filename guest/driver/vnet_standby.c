@@ -426,6 +426,13 @@ static bool vs_maybe_marker(const struct sk_buff *skb)
 	return skb->protocol == htons(ETH_P_802_EX1);
 }
 
+/* The fabric may know the primary by the MAC address that the device has named. */
+static bool vs_is_to_pair(const struct vs_pair *pair, const u8 *dest, u8 path)
+{
+	return ether_addr_equal(dest, pair->dev->dev_addr) ||
+	       (path == VS_PRIMARY && ether_addr_equal(dest, pair->primary_mac));
+}
+
 /* Returns whether the frame was an end marker; it is gone then. */
 static bool vs_take_marker(struct vs_pair *pair, struct sk_buff *skb, u8 path)
 {
@@ -434,7 +441,7 @@ static bool vs_take_marker(struct vs_pair *pair, struct sk_buff *skb, u8 path)
 
 	marker = skb_header_pointer(skb, 0, sizeof(copy), &copy);
 	if (!pair->protocol || !marker || memcmp(marker->magic, vs_magic, sizeof(vs_magic)) ||
-	    !ether_addr_equal(eth_hdr(skb)->h_dest, pair->dev->dev_addr))
+	    !vs_is_to_pair(pair, eth_hdr(skb)->h_dest, path))
 		return false;
 
 	spin_lock(&pair->hold_lock);
