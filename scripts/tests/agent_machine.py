@@ -240,7 +240,7 @@ class RunningAgent:
 @contextlib.asynccontextmanager
 async def agent(*arguments: str) -> AsyncIterator[RunningAgent]:
     """An agent for as long as the context lasts."""
-    command = [sys.executable, "-m", "vnet_standby.host", "agent", "--gate", *arguments]
+    command = [sys.executable, "-m", "vnet_standby.host", "agent", *arguments]
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     try:
         yield RunningAgent(process)

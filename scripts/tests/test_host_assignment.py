@@ -38,7 +38,7 @@ def test_of_a_pf_the_first_free_vf_is_taken(machine: Machine) -> None:
     machine.network.given["vf0"] = ["192.0.2.1"]
     with Transaction() as change:
         given = assign(machine.host, change, "eth0", MAC, trust=True)
-    assert given == Assignment(vf(1), "eth0", 1, MAC)
+    assert given == Assignment(vf(1), "eth0", 1, MAC, ALIAS)
     assert machine.pci.function(vf(1)).driver == "vfio-pci"
     assert machine.network.settings[1].mac == MAC
     assert machine.network.settings[1].trust
@@ -112,7 +112,7 @@ def test_vfs_are_created_where_there_are_none(machine: Machine) -> None:
     machine.pci.remove_vfs(PF)
     with Transaction(dry_run=True) as change:
         foretold = assign(machine.host, change, "eth0", MAC, vfs=2)
-    assert foretold == Assignment(vf(0), "eth0", 0, MAC)
+    assert foretold == Assignment(vf(0), "eth0", 0, MAC, ALIAS)
     assert change.changed == ["create 2 VFs of eth0"]
     assert machine.pci.function(PF).vfs == ()
     assert assigned(machine, vfs=2)[0] == "create 2 VFs of eth0"

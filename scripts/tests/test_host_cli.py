@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from host_machine import MAC, Machine, vf
+from host_machine import ALIAS, MAC, Machine, vf
 
 from vnet_standby.host import cli
 from vnet_standby.host import host as host_module
@@ -44,7 +44,8 @@ def test_the_whole_way_of_a_vf(capsys: pytest.CaptureFixture[str]) -> None:
     *changes, note, _ = did
     assert would[:-2] == [f"would {line}" for line in changes]
     assert note.startswith("note: igb can't take the link of one VF down")
-    assert did[-1] == f"for QEMU: -device vfio-pci,host={vf(0)}"
+    assert f"-device vfio-pci,host={vf(0)};" in did[-1]
+    assert f"x-standby-primary-mac={ALIAS}" in did[-1]
     again = json.loads(run(capsys, "assign", "eth0", "--mac", MAC, "--json"))
     assert again == {
         "changed": [],
@@ -53,6 +54,7 @@ def test_the_whole_way_of_a_vf(capsys: pytest.CaptureFixture[str]) -> None:
         "pf": "eth0",
         "vf": 0,
         "mac": MAC,
+        "identity": ALIAS,
         "dry_run": False,
     }
     pf, _nic = json.loads(run(capsys, "list", "--json"))

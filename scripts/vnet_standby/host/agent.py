@@ -37,8 +37,6 @@ def run_agent(
     ports: Mapping[str, str],
     uplinks: Sequence[str],
     journal: Journal,
-    *,
-    gate: bool = False,
 ) -> None:
     """Be this host's agent until SIGTERM or SIGINT, or until all VMs have ended that were given.
 
@@ -51,7 +49,6 @@ def run_agent(
         guard = Guard(journal)
         try:
             agent = Agent(guard, ports, tuple(uplinks), journal)
-            agent.gate = gate
             asyncio.run(agent.run(monitors, folder, lock))
         finally:
             guard.finish()
@@ -66,7 +63,6 @@ class Agent:
     ) -> None:
         self.journal = journal
         self.uplinks = uplinks
-        self.gate = False
         self._guard = guard
         self._ports = ports
         self._sessions: dict[str, Session] = {}

@@ -8,7 +8,7 @@ from vnet_standby.host import binding
 from vnet_standby.host.changes import Change, Transaction
 from vnet_standby.host.drivers import DRIVERS
 from vnet_standby.host.host import Host, VfPlace
-from vnet_standby.host.mac import ZERO, is_for
+from vnet_standby.host.mac import ZERO, alias, is_for
 from vnet_standby.host.network import Link
 from vnet_standby.host.pci import PciFunction
 
@@ -24,6 +24,9 @@ class Assignment:
     vf: int | None = None
     mac: str = ""
     """The VF's administrative MAC; a whole NIC keeps its own."""
+    identity: str = ""
+    """What QEMU's `x-standby-primary-mac` takes, so that the host agent can move the VF's filter while the VM has it;
+    empty where nothing is moved in the embedded switch."""
 
 
 def assign(
@@ -115,7 +118,12 @@ def _assign_vf(
     if steps:
         change.apply(*steps)
         _note_link_state(change, place)
-    return Assignment(place.function.address, place.pf.name, place.index, mac)
+    return _assignment(place.function.address, place.pf_function, place.pf.name, place.index, mac)
+
+
+def _assignment(address: str, pf: PciFunction, netdev: str, vf: int, mac: str) -> Assignment:
+    driver = DRIVERS.get(pf.driver)
+    return Assignment(address, netdev, vf, mac, alias(mac) if driver and driver.flips else "")
 
 
 def _note_link_state(change: Transaction, place: VfPlace) -> None:
@@ -178,7 +186,7 @@ def _foretell(host: Host, change: Transaction, pf: PciFunction, mac: str) -> Ass
     """What assigning would give where even the VFs are yet to be created."""
     address = host.pci.vf_address(pf.address, 0)
     change.note(f"then VF 0 of {pf.name}, which will be {address}, gets {mac} and vfio-pci")
-    return Assignment(address, pf.name, 0, mac)
+    return _assignment(address, pf, pf.name, 0, mac)
 
 
 def _pick(host: Host, pf: PciFunction, mac: str) -> VfPlace:

@@ -101,10 +101,6 @@ def add_agent(parser: argparse.ArgumentParser) -> None:
         "--uplink", action="append", default=[], metavar="PORT",
         help="a bridge's port that leads to other hosts (all that are NICs, bonds, VLANs or tunnels)",
     )  # fmt: skip
-    parser.add_argument(
-        "--gate", action="store_true",
-        help="take part in the gate before the switchover; not for use yet: guests were seen to crash after it",
-    )  # fmt: skip
     parser.add_argument("--log", type=Path, metavar="FILE", help="append the log there (stdout)")
     parser.add_argument("--status", action="store_true", help="show what the agent here does")
     parser.add_argument("--json", action="store_true", help="print JSON (with --status)")
@@ -232,7 +228,12 @@ def _assign(options: argparse.Namespace) -> None:
     with this_host() as host, Transaction(dry_run=options.dry_run) as change:
         given = assign(host, change, options.target, options.mac, trust, options.vfs)
     result = {"changed": change.changed, "notes": change.notes, **dataclasses.asdict(given)}
-    _report(options, result, f"for QEMU: -device vfio-pci,host={given.address}")
+    agent = f"; with a host agent its standby wants x-standby-primary-mac={given.identity}"
+    _report(
+        options,
+        result,
+        f"for QEMU: -device vfio-pci,host={given.address}{agent if given.identity else ''}",
+    )
 
 
 def _release(options: argparse.Namespace) -> None:
@@ -300,14 +301,7 @@ def _agent(options: argparse.Namespace) -> None:
     if not options.monitors and not options.folder:
         raise VnetStandbyError("which VMs? give their QMP sockets, or --folder")
     with open_journal(options.log) as journal:
-        run_agent(
-            options.monitors,
-            options.folder,
-            dict(options.port),
-            options.uplink,
-            journal,
-            gate=options.gate,
-        )
+        run_agent(options.monitors, options.folder, dict(options.port), options.uplink, journal)
 
 
 def _migrate(options: argparse.Namespace) -> None:

@@ -46,8 +46,6 @@ class Workshop(Protocol):
 
     journal: Journal
     uplinks: tuple[str, ...]
-    gate: bool
-    """Whether to take part in the gate before the switchover."""
 
     async def on_host(
         self, work: Callable[Concatenate[Host, P], T], *args: P.args, **kwargs: P.kwargs
@@ -124,7 +122,7 @@ class Session:
         )
         await self._arm_all()
         await self._bring_in_line()
-        if self.phase == "incoming" and self._shop.gate:
+        if self.phase == "incoming":
             await self._arm_gate()
 
     async def follow_events(self) -> None:
