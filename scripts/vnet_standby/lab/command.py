@@ -136,10 +136,11 @@ def nic_arguments(
     primary_tap: str | None = None,
     *,
     protocol: bool = False,
+    identity: str = "",
 ) -> list[str]:
     """Root ports, taps and NICs of the VM; `primary` is None where it has none when QEMU starts.
 
-    `protocol` is whether the standby offers the datapath protocol.
+    `protocol` is whether the standby offers the datapath protocol, `identity` another MAC of its primary.
     """
     arguments: list[str] = []
     for slot, datapath in enumerate(_datapaths(scenario), start=1):
@@ -153,7 +154,7 @@ def nic_arguments(
     if scenario.spare_port:
         arguments += ["-device", "pcie-root-port,id=rp-spare,bus=pcie.0,chassis=9,slot=9"]
     if scenario.standby:
-        arguments += ["-device", _option(_standby(scenario, protocol))]
+        arguments += ["-device", _option(_standby(scenario, protocol, identity))]
     if primary:
         arguments += ["-device", _option(primary)]
     return arguments
@@ -190,7 +191,7 @@ def twin_device() -> dict[str, str]:
     return {"driver": "e1000e", "id": TWIN_ID, "bus": "rp-spare", "mac": MAC, "romfile": ""}
 
 
-def _standby(scenario: Scenario, protocol: bool) -> dict[str, str]:
+def _standby(scenario: Scenario, protocol: bool, identity: str) -> dict[str, str]:
     device = {
         "driver": "virtio-net-pci",
         "id": STANDBY_ID,
@@ -203,6 +204,8 @@ def _standby(scenario: Scenario, protocol: bool) -> dict[str, str]:
         device["failover" if scenario.owner == "qemu" else "standby"] = "on"
     if protocol:
         device["x-standby-datapath"] = "on"
+        if identity:
+            device["x-standby-primary-mac"] = identity
     return device
 
 

@@ -22,6 +22,7 @@ from vnet_standby.lab.command import (
     monitor_arguments,
 )
 from vnet_standby.lab.events import Event, EventLog
+from vnet_standby.lab.host_agent import JournalReader
 from vnet_standby.lab.network import MANAGEMENT_ADDRESS, PREFIX_LENGTH
 from vnet_standby.lab.scenario import Host
 from vnet_standby.lab.vm import Launched, Vm, local, running_vm
@@ -31,6 +32,9 @@ T = TypeVar("T")
 
 TAP = "standby"
 """The tap of the VM's standby, in each emulated host."""
+
+MONITORS = Path("/run/vms")
+"""Where each emulated host's agent finds the monitors of its VMs."""
 
 IP = str(IPROUTE2 / "ip")
 """iproute2, for a shell in an emulated host."""
@@ -149,21 +153,41 @@ class EmulatedHost:
             process = _HostProcess(self.machine, "vm")
             await self.machine.agent.ask(f"spawn vm {line} >/dev/ttyS2 2>&1")
             what = f"starting QEMU on host {self.name}"
-            qmp_end = await self._unless_exited(process, _accept(qmp), what, vm)
-            agent_end = await self._unless_exited(process, _accept(agent), what, vm)
+            qmp_end = await self._unless_exited(process, _accept(qmp), what, vm.stderr)
+            agent_end = await self._unless_exited(process, _accept(agent), what, vm.stderr)
         return Launched(process, line, qmp_end, agent_end)
 
+    async def start_agent(self, events: EventLog, log: Path) -> None:
+        """Start the host's agent, for the VMs in `MONITORS`; its journal calls us over the management network.
+
+        `log` is where ttyS2 of the host goes. Raises `VnetStandbyError` if the agent does not start.
+        """
+        what = f"starting the agent of host {self.name}"
+        with _listener() as listener:
+            address, port = listener.getsockname()
+            agent = f"{PYTHON_COMMAND} -m vnet_standby.host agent --folder {MONITORS} 2>/dev/ttyS2"
+            line = f"mkdir -p {MONITORS} && {agent} | nc {address} {port}"
+            process = _HostProcess(self.machine, "agent")
+            await self.machine.agent.ask(f"spawn agent sh -c {shlex.quote(line)}")
+            end = await self._unless_exited(process, _accept(listener), what, log)
+        stream, connection = await asyncio.open_connection(sock=end)
+        self._stack.callback(connection.close)
+        journal = JournalReader(stream, events, self.lab_time)
+        # the agent ends with its host, which says no farewell
+        self._stack.push_async_callback(journal.cancel)
+        await self._unless_exited(process, journal.ready.wait(), what, log)
+
     async def _unless_exited(
-        self, process: "_HostProcess", waiting: Awaitable[T], what: str, vm: Vm
+        self, process: "_HostProcess", waiting: Awaitable[T], what: str, log: Path
     ) -> T:
         try:
             return await unless_ended(waiting, process.wait(), _CONNECT_S)
         except ProcessExitedError as end:
             raise VnetStandbyError(
-                f"{what}: it exited with status {end.status}; see {vm.stderr}"
+                f"{what}: it exited with status {end.status}; see {log}"
             ) from None
         except TimeoutError:
-            raise VnetStandbyError(f"{what}: it does not answer; see {vm.stderr}") from None
+            raise VnetStandbyError(f"{what}: it does not answer; see {log}") from None
 
     async def _require_kvm(self) -> None:
         try:

@@ -7,7 +7,7 @@ import json
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from vnet_standby.errors import VnetStandbyError
@@ -24,7 +24,6 @@ async def host_agent(monitors: Path, events: EventLog, log: Path) -> AsyncIterat
 
     `log` gets what it has to say besides. Raises `VnetStandbyError` if it does not start, or does not end.
     """
-    since = len(events)
     with log.open("wb") as errors:
         process = await asyncio.create_subprocess_exec(
             # no agent outlives a lab that was killed and could not clean up
@@ -33,19 +32,50 @@ async def host_agent(monitors: Path, events: EventLog, log: Path) -> AsyncIterat
             stdin=DEVNULL, stdout=PIPE, stderr=errors, start_new_session=True,
         )  # fmt: skip
     assert process.stdout is not None
-    reading = asyncio.create_task(_record(process.stdout, events))
+    journal = JournalReader(process.stdout, events)
     try:
-        await _wait_ready(process, events, since, log)
+        await _wait_ready(process, journal, log)
         yield process
     finally:
         await _end(process)
-        await reading
+        await journal.end()
 
 
-async def _wait_ready(process: Process, events: EventLog, since: int, log: Path) -> None:
-    ready = events.wait(lambda event: event.who == "agent" and event.event == "ready", since)
+class JournalReader:
+    """Makes events of the run from what an agent journals, until the journal ends."""
+
+    def __init__(
+        self,
+        journal: asyncio.StreamReader,
+        events: EventLog,
+        lab_time: Callable[[float], float] = lambda t: t,
+    ) -> None:
+        """`lab_time` turns a time of the agent's clock, in seconds, into one of ours."""
+        self.ready = asyncio.Event()
+        self._events = events
+        self._lab_time = lab_time
+        self._reading = asyncio.create_task(self._read(journal))
+
+    async def _read(self, journal: asyncio.StreamReader) -> None:
+        async for line in journal:
+            event = journalled(line.decode())
+            await self._events.add(event.who, event.event, event.data, self._lab_time(event.t))
+            if event.event == "ready":
+                self.ready.set()
+
+    async def end(self) -> None:
+        """Wait until the journal has ended, as it does with its agent."""
+        await self._reading
+
+    async def cancel(self) -> None:
+        """Give the journal up, whose agent is gone without a word."""
+        self._reading.cancel()
+        await asyncio.gather(self._reading, return_exceptions=True)
+
+
+async def _wait_ready(process: Process, journal: JournalReader, log: Path) -> None:
     try:
-        await unless_ended(ready, process.wait(), _READY_S)
+        await unless_ended(journal.ready.wait(), process.wait(), _READY_S)
     except ProcessExitedError as end:
         said = log.read_text(errors="replace").strip() or "it said nothing"
         raise VnetStandbyError(
@@ -55,12 +85,6 @@ async def _wait_ready(process: Process, events: EventLog, since: int, log: Path)
         raise VnetStandbyError(
             f"the host agent is not ready within {_READY_S} s; see {log}"
         ) from None
-
-
-async def _record(journal: asyncio.StreamReader, events: EventLog) -> None:
-    async for line in journal:
-        event = journalled(line.decode())
-        await events.add(event.who, event.event, event.data, event.t)
 
 
 def journalled(line: str) -> Event:

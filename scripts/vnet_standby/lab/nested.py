@@ -16,11 +16,12 @@ from vnet_standby.lab.command import (
     QemuBinary,
     assigned_primary,
     boot_arguments,
+    host_agent_arguments,
     machine_arguments,
     nic_arguments,
     speak_datapath_protocol,
 )
-from vnet_standby.lab.emulated_host import TAP, EmulatedHost
+from vnet_standby.lab.emulated_host import MONITORS, TAP, EmulatedHost
 from vnet_standby.lab.events import EventLog
 from vnet_standby.lab.network import create_network
 from vnet_standby.lab.scenario import MAC, Host, Scenario
@@ -56,12 +57,18 @@ class Nested:
         self._image = image
         self._accelerator = accelerator
         self._assigned: dict[Host, str] = {}
+        self._identities: dict[Host, str] = {}
         self._killed: set[Host] = set()
 
     @property
     def protocol(self) -> bool:
         """As guest and QEMU have it."""
         return speak_datapath_protocol(self._scenario, self.binaries.values())
+
+    @property
+    def has_agent(self) -> bool:
+        """Whether an agent runs on each host."""
+        return self.protocol and self._scenario.host_agent
 
     @property
     def ports(self) -> Mapping[str, str]:
@@ -91,6 +98,8 @@ class Nested:
     async def _prepare(self, name: Host, events: EventLog, run: Path) -> None:
         await self.hosts[name].create(events, run)
         await self.assign(name)
+        if self.has_agent:
+            await self.hosts[name].start_agent(events, run / f"{name}-qemu.log")
 
     async def close(self) -> None:
         """End the hosts."""
@@ -106,7 +115,9 @@ class Nested:
         netdev = await host.netdev("uplink" if model == "vf" else "nic")
         vfs = ["--vfs", str(_VFS)] if model == "vf" else []
         said = await host.operate("assign", netdev, "--mac", MAC, *vfs, "--json")
-        self._assigned[name] = str(json.loads(said)["address"])
+        given = json.loads(said)
+        self._assigned[name] = str(given["address"])
+        self._identities[name] = str(given["identity"])
 
     async def release(self, name: Host) -> None:
         """Give the primary back to the host's own driver."""
@@ -141,7 +152,10 @@ class Nested:
             *boot_arguments(
                 scenario, GUEST_FOLDER / "vmlinuz", GUEST_FOLDER / "initramfs.gz", run
             ),
-            *nic_arguments(scenario, TAP, primary, protocol=self.protocol),
+            *nic_arguments(
+                scenario, TAP, primary, protocol=self.protocol, identity=self._identities.get(host, "")
+            ),
+            *(host_agent_arguments(MONITORS / f"{host}.qmp") if self.has_agent else []),
         ]  # fmt: skip
 
     def primary(self, host: Host, *, incoming: bool) -> Mapping[str, str] | None:
