@@ -91,6 +91,7 @@ async def story_gate(folder: Path) -> None:
         await destination.switch("primary")
         await running.expect("acknowledged", vm="b")
         assert pointed() == {"b-primary": PINNED}
+        await until(lambda: queue_length("b-standby") == 1000, "the queue stays long")
 
 
 async def story_gate_withdrawn(folder: Path) -> None:

@@ -5,6 +5,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
 from vnet_standby.errors import VnetStandbyError
@@ -27,7 +28,7 @@ ACKNOWLEDGE_MS = 500
 """How long QEMU waits for the acknowledgement of a change."""
 
 _SETTLED_S = 5.0
-"""After that long a VM that has come has read what waited in its tap."""
+"""After that long a VM that uses its primary has read what waited in its tap."""
 
 Phase = Literal["running", "incoming", "away"]
 """Whether the guest is here, is yet to come, or has gone to another QEMU."""
@@ -155,7 +156,7 @@ class Session:
             await self._tell_nobody_manages(pair)
         if self.phase == "incoming":
             await self._monitor.ask("x-virtio-net-standby-gate", arm=False)
-        await self._shorten_queues()
+            await self._shorten_queues()
         self._say("disarmed")
 
     # the pairs, and what is behind them
@@ -291,6 +292,8 @@ class Session:
                 "t": moved.began,
                 "ms": ms(time.time() - moved.began),
             }
+        if to == "primary" and fabric.tap.name in self._queues:
+            self._later(_SETTLED_S, partial(self._shorten_idle_queue, pair, fabric.tap.name))
 
     async def _acknowledge(self, pair: ManagedPair, fabric: Fabric, at: Datapath) -> None:
         await self._monitor.execute(
@@ -390,8 +393,6 @@ class Session:
         self._taken.clear()
         await self._arm_all()
         await self._bring_in_line()
-        if self._queues:
-            self._later(_SETTLED_S, self._shorten_queues)
 
     async def _on_gate(self, event: Event) -> None:
         number, state = event.data["id"], event.data["state"]
@@ -466,9 +467,16 @@ class Session:
         self._shop.wards_changed()
 
     async def _shorten_queues(self) -> None:
-        queues, self._queues = self._queues, {}
-        for name, length in queues.items():
-            await self._shop.on_host(moves.restore_queue, name, length)
+        for name in list(self._queues):
+            await self._shorten_queue(name)
+
+    async def _shorten_queue(self, tap: str) -> None:
+        await self._shop.on_host(moves.restore_queue, tap, self._queues.pop(tap))
+
+    async def _shorten_idle_queue(self, pair: ManagedPair, tap: str) -> None:
+        # sch_generic.c, dev_qdisc_change_tx_queue_len(): what comes meanwhile is dropped, so nothing may come
+        if pair.delivered == "primary" and tap in self._queues:
+            await self._shorten_queue(tap)
 
     # helpers
 
