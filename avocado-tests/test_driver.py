@@ -97,9 +97,6 @@ class Pair(DriverTest):
         """
         await self.check_pair(first_driver="primary")
 
-    async def test_e1000(self) -> None:
-        await self.check_pair(primary="e1000")
-
     async def check_pair(self, **scenario: str) -> None:
         async with self.paired(**scenario) as lab:
             links = await lab.vm.agent.links()

@@ -13,9 +13,6 @@ class Failures(LabTest):
     :avocado: tags=failure
     """
 
-    async def test_cancel_net_failover(self) -> None:
-        await self.interfere("cancel_migration", guest="net-failover")
-
     async def test_cancel_bond(self) -> None:
         await self.interfere("cancel_migration", guest="bond")
 

@@ -16,23 +16,11 @@ class Migration(LabTest):
     :avocado: tags=migration
     """
 
-    async def test_net_failover(self) -> None:
+    async def test_bond(self) -> None:
         """
         :avocado: tags=quick
         """
-        self.check(await self.migrate())
-
-    async def test_net_failover_pcie(self) -> None:
-        self.check(await self.migrate(hotplug="pcie"))
-
-    async def test_net_failover_e1000(self) -> None:
-        self.check(await self.migrate(primary="e1000"))
-
-    async def test_bond(self) -> None:
         self.check(await self.migrate(guest="bond"))
-
-    async def test_bond_pcie(self) -> None:
-        self.check(await self.migrate(guest="bond", hotplug="pcie"))
 
     async def test_virtio(self) -> None:
         verdict = await self.migrate(guest="virtio")
@@ -95,4 +83,7 @@ class ThereAndBack(LabTest):
             ["failover", "blackout", "failback"] * 2,
         )
         self.assertEqual([migration.status for migration in verdict.migrations], ["completed"] * 2)
-        self.assertEqual(self.route(verdict, "from_guest")[-1], "a-primary")
+        for direction in verdict.counts:
+            self.assertLessEqual({"a-standby", ROUTE[-1]}, set(self.route(verdict, direction)))
+        for end in (0, -1):
+            self.assertEqual(self.route(verdict, "from_guest")[end], ROUTE[0])

@@ -1156,6 +1156,13 @@ static void vs_unmark(struct net_device *nic)
 	nic->priv_flags &= ~IFF_NO_ADDRCONF;
 }
 
+/* udev's rules go by the mark, and may have looked at the NIC before: let them look again. */
+static void vs_tell_udev(struct net_device *nic)
+{
+	if (nic->reg_state == NETREG_REGISTERED)
+		kobject_uevent(&nic->dev.kobj, KOBJ_CHANGE);
+}
+
 static void vs_set_mtu(struct vs_pair *pair, struct net_device *primary, int mtu)
 {
 	int err = dev_set_mtu(primary, mtu);
@@ -1242,6 +1249,7 @@ static void vs_enslave(struct vs_pair *pair, struct net_device *nic)
 	vs_hook_filter(pair);
 	pair->open = true;
 	pair->open_attempts = VS_OPEN_ATTEMPTS;
+	vs_tell_udev(nic);
 	netdev_info(pair->dev, "%s is the primary\n", nic->name);
 	call_netdevice_notifiers(NETDEV_JOIN, nic);
 }
@@ -1257,12 +1265,14 @@ static void vs_release(struct vs_pair *pair, struct net_device *primary)
 	netdev_upper_dev_unlink(primary, pair->dev);
 	vs_remove_filters(pair->dev, primary);
 	vs_unmark(primary);
+	vs_tell_udev(primary);
 	netdev_info(pair->dev, "%s is no longer the primary\n", primary->name);
 }
 
 static void vs_leave_alone(const struct vs_pair *pair, struct net_device *nic)
 {
 	vs_unmark(nic);
+	vs_tell_udev(nic);
 	netdev_warn(pair->dev, "%s has the same MAC address, too, and is left alone\n", nic->name);
 }
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vnet_standby import paths
+from vnet_standby.build.distribution import NETWORK_MANAGEMENTS, distribution_image
 from vnet_standby.build.driver import MODULES, build_driver, driver_image
 from vnet_standby.build.image import guest_image
 from vnet_standby.build.packages import require
@@ -41,7 +42,7 @@ from vnet_standby.report.write import read_events, read_run, write
 from vnet_standby.traffic.analysis import judge
 
 _RAM_MIB = {"flat": 512, "nested": 256}
-_BUILDS = ("qemu", "qemu-stock", "guest", "driver")
+_BUILDS = ("qemu", "qemu-stock", "guest", "driver", "distribution")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -223,7 +224,8 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_build)
     parser.add_argument(
         "what", nargs="?", choices=("all", *_BUILDS), default="all",
-        help="QEMU with the series, QEMU without, the guest's kernel and initramfs, or its driver (%(default)s)",
+        help="QEMU with the series, QEMU without, the guest's kernel and initramfs, its driver, or guests with a "
+        "distribution's user space (%(default)s)",
     )  # fmt: skip
     _add_sources(parser)
 
@@ -348,6 +350,9 @@ def _build(options: argparse.Namespace) -> None:
     if "driver" in wanted:
         say(f"guest driver: {' '.join(map(str, build_driver(options.kernel)))}")
         say(f"guest image with it: {driver_image(options.kernel).initramfs}")
+    if "distribution" in wanted:
+        for management in NETWORK_MANAGEMENTS:
+            say(f"Debian guest: {distribution_image(management, options.kernel).initramfs}")
 
 
 def _run(story: Coroutine[Any, Any, None]) -> None:

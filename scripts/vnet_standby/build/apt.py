@@ -70,6 +70,12 @@ def choose_archive(targets: Iterable[IndexTarget]) -> str | None:
     return candidates[0].uri if candidates else None
 
 
+def parse_plan(text: str) -> list[str]:
+    """Return the names of the packages that a simulated `apt-get install` would unpack, in that order."""
+    lines = [line.split() for line in text.splitlines()]
+    return [words[1] for words in lines if words[:1] == ["Inst"]]
+
+
 def archive_uri() -> str | None:
     """Return the Debian archive that this machine uses; None where there is no apt or no such entry."""
     if shutil.which("apt-get") is None:
@@ -128,6 +134,16 @@ class Apt:
             )
         self._fetch(["download", f"{package}={version}"], f"downloading {package} {version}", into)
         return self.downloaded(package, into)[-1]
+
+    def with_dependencies(self, packages: Sequence[str]) -> list[str]:
+        """Return the names of the packages and of all that they depend on, as apt would install them anew."""
+        self.update()
+        plan = output(
+            ["apt-get", "install", "--simulate", "--no-install-recommends", "-qq", *packages],
+            what=f"asking apt what {' '.join(packages)} depend on",
+            env=self._environment(),
+        )
+        return parse_plan(plan)
 
     def source(self, package: str, into: Path) -> Path:
         """Return the package's source tree, Debian's patches applied, unpacked anew as `into`/`package`."""

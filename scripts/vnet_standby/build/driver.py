@@ -75,7 +75,7 @@ def build_driver(kernel: str | None = None) -> list[Path]:
         if not (stamp.matches(key) and all(module.exists() for module in modules)):
             stamp.clear()
             packages.require("driver")
-            headers = _headers(image.version)
+            headers = kernel_headers(image.version)
             virtio_net = kernel_file(image.kernel, _PATCHED_FILE)
             say(f"building the guest driver for Linux {image.version}")
             for kind in MODULES:
@@ -176,7 +176,7 @@ def _compiler() -> list[str]:
     return os.environ.get("CC", "cc").split()
 
 
-def _headers(release: str) -> Path:
+def kernel_headers(release: str) -> Path:
     """Return the folder to build modules in, unpacked from the kernel's header packages."""
     wanted = header_packages(release)
     folder = HEADERS / "usr/src" / wanted[0]

@@ -37,6 +37,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     ),
     "driver": ("gcc", "make", "patch", "perl", "kmod", "debian-archive-keyring"),
     "lab": ("util-linux",),
+    "distribution": ("dnsmasq-base",),
     "nested": ("iproute2", "binutils", "libc-bin"),
 }
 
@@ -46,6 +47,7 @@ _COMMANDS: dict[str, tuple[str, ...]] = {
     "guest": ("cc", "cpio", "depmod"),
     "driver": ("cc", "make", "patch", "perl", "modinfo"),
     "lab": ("setpriv", "unshare"),
+    "distribution": ("dnsmasq",),
     "nested": ("ip", "bridge", "strip", "ldd"),
 }
 

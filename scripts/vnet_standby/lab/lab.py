@@ -94,8 +94,7 @@ class Lab:
 
     async def start_vm(self, host: Host = "a") -> None:
         """Boot the VM on a host and wait until the peer reaches it and its primary carries the traffic."""
-        self._running = await self._launch(host, incoming=False)
-        await self.vm.bounded(self.vm.agent.wait_alive(), BOOT_S, f"booting the guest on {host}")
+        await self.boot_vm(host)
         if self.scenario.primary_on(host):
             await self.wait_primary()
         if not await traffic.wait_reachable(REACHABLE_S):
@@ -103,6 +102,11 @@ class Lab:
                 f"the guest does not answer on the network within {REACHABLE_S} s"
                 f"{self.vm.console_tail()}"
             )
+
+    async def boot_vm(self, host: Host = "a", seconds: float = BOOT_S) -> None:
+        """Boot the VM on a host and wait until its agent is there, whatever its NICs do."""
+        self._running = await self._launch(host, incoming=False)
+        await self.vm.bounded(self.vm.agent.wait_alive(), seconds, f"booting the guest on {host}")
 
     async def wait_primary(self, seconds: float = REACHABLE_S) -> None:
         """Wait until the guest has its primary enslaved and with carrier."""
@@ -147,6 +151,17 @@ class Lab:
         await self.vm.expect("RESET", RESET_S, since)
         self.vm.agent.forget_alive()
         await self.vm.bounded(self.vm.agent.wait_alive(), BOOT_S, "booting after a reset")
+
+    async def unplug_primary(self) -> None:
+        """Ask the guest to give its primary back, as management does, and wait until it has."""
+        await self.vm.unplug(PRIMARY_ID, UNPLUG_S)
+
+    async def plug_primary(self) -> None:
+        """Plug the primary that the VM's host has, as management does, and wait until the guest has it enslaved."""
+        primary = self.topology.primary(self._here(), incoming=False)
+        assert primary is not None, "the scenario has no primary there"
+        await self.vm.plug(primary)
+        await self.wait_primary()
 
     async def plug_twin(self) -> None:
         """Plug a second NIC with the pair's MAC into the spare port, wait until the guest has it."""
