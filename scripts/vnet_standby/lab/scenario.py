@@ -27,6 +27,9 @@ PRIMARY_MODELS: dict[TopologyName, tuple[PrimaryModel, ...]] = {
 """The primaries of each topology, its default first: emulated NICs, or what an emulated host passes through: an igb
 VF, or an e1000e as a whole."""
 
+RAM_MIB: dict[TopologyName, int] = {"flat": 512, "nested": 256}
+"""How much memory a VM has if nobody says anything else."""
+
 _DRIVERS: dict[PrimaryModel, str] = {
     "e1000e": "e1000e",
     "e1000": "e1000",

@@ -19,6 +19,9 @@ The keys up to `events` are fixed; what follows them may grow:
 `topology`
     "flat", or "nested" where the hosts are emulated machines. A nested run has `clocks`, too: by host,
     `error_ms`, how far its events' times may be off.
+`paths`
+    per direction, in order of time, by which `port` delivered probes went, and what that carries (`role`): `start` and
+    `end` are the first and the last arrival.
 `losses`
     runs of lost probes in order of time; `start` and `end` are host times (s) like in `events`.
 
@@ -31,7 +34,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from vnet_standby.report.story import settled, warnings
+from vnet_standby.report.story import Story, settled, warnings
 from vnet_standby.traffic.verdict import DIRECTIONS, Counts, Gap, LossRun, Switch, Verdict
 
 EVENTS = "events.jsonl"
@@ -60,6 +63,7 @@ def result(verdict: Verdict, run: Mapping[str, Any]) -> dict[str, Any]:
             {"status": m.status, "total_s": _seconds(m.total_s), "downtime_ms": _ms(m.downtime_ms)}
             for m in verdict.migrations
         ],
+        "paths": _paths(verdict, run),
         "losses": [_loss(loss) for loss in sorted(verdict.losses, key=_order)],
         "warnings": warnings(verdict),
         **_topology(run),
@@ -107,6 +111,23 @@ def _gap(gap: Gap) -> dict[str, Any]:
         "agree": gap.agree,
         "lost_in_gap": gap.lost_in_gap,
         "held": gap.held,
+    }
+
+
+def _paths(verdict: Verdict, run: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    story = Story(verdict, (), run)
+    return {
+        direction: [
+            {
+                "port": segment.port,
+                "role": story.role(segment.port),
+                "start": _seconds(segment.first),
+                "end": _seconds(segment.last),
+                "probes": segment.probes,
+            }
+            for segment in segments
+        ]
+        for direction, segments in story.segments.items()
     }
 
 
