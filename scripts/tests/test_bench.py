@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 from bench_runs import FAIL_BOND, INTERRUPT_SECOND, Lab, a_plan, a_run
+from test_report_outputs import Outline, plots, titles
 
 from vnet_standby.bench import bench, plan
+from vnet_standby.bench.compare import comparison, differences, outcome
 from vnet_standby.bench.load import Usage, busy_s, others
 from vnet_standby.bench.markdown import BEGIN, END, markdown, put
 from vnet_standby.bench.matrix import PRESETS, Block, Cell, Wishes, expand
 from vnet_standby.bench.measures import MEASURES, Missing, figures
+from vnet_standby.bench.page import page
 from vnet_standby.bench.plan import Plan, jobs, run_folder
 from vnet_standby.bench.results import collect, failures, read
 from vnet_standby.bench.run import Record, read_record, time_left
@@ -403,3 +406,141 @@ def test_a_readme_that_does_not_say_where_is_left_as_it_is(
     with pytest.raises(VnetStandbyError, match=r"put these two lines there"):
         put(result, tmp_path / "bench", readme)
     assert readme.read_text() == text
+
+
+# The page
+
+
+def test_the_page_shows_every_measure_and_its_links_lead_to_the_records(
+    lab: Lab, tmp_path: Path, said: list[str]
+) -> None:
+    out = tmp_path / "bench"
+    result = run(a_plan(BOND, PATCHED, repeats=2, cost_kinds=("bond",)), out, said)
+    text = (out / bench.PAGE).read_text()
+    outline = Outline(text)
+    for measure in result["measures"].values():
+        assert measure["title"] in text
+    assert set(outline.links) >= {
+        f"{run_folder(cell, n)}/report.html" for cell in (BOND, PATCHED) for n in (1, 2)
+    }
+    assert [link for link in outline.links if not (out / link).is_file()] == []
+    assert "http" not in text.replace("http://www.w3.org/2000/svg", "").replace("http-equiv", "")
+
+
+def test_the_gaps_of_a_cell_are_one_bar_of_its_causes(
+    lab: Lab, tmp_path: Path, said: list[str]
+) -> None:
+    out = tmp_path / "bench"
+    run(a_plan(BOND), out, said)
+    to_guest = plots((out / bench.PAGE).read_text())[0]
+    bars = [e for e in to_guest.iter() if e.get("class") in {"failover", "blackout", "failback"}]
+    assert [bar.get("class") for bar in bars] == ["failover", "blackout", "failback"]
+    ends = [float(bar.get("x", 0)) + float(bar.get("width", 0)) for bar in bars]
+    assert [float(bar.get("x", 0)) for bar in bars[1:]] == pytest.approx(ends[:-1], abs=0.2)
+    assert "bond, stock QEMU: failover 100 ms" in titles(to_guest)
+
+
+def test_one_bar_that_dwarfs_the_others_is_cut(lab: Lab, tmp_path: Path, said: list[str]) -> None:
+    out = tmp_path / "bench"
+    run(a_plan(BOND, VIRTIO, PATCHED), out, said)
+    result = read(out)
+    result["cells"][0]["figures"]["gap_failover_to_guest_ms"]["median"] = 15_000.0
+    to_guest = plots(page(result, out))[0]
+    assert len([e for e in to_guest.iter() if e.get("class") == "cut"]) == 1
+    labels = [e.text or "" for e in to_guest.iter() if e.tag.endswith("text")]
+    assert len([text for text in labels if text.startswith("15,000 + ")]) == 1
+
+
+def test_time_lines_begin_at_migrate_one_for_each_cell(
+    lab: Lab, tmp_path: Path, said: list[str]
+) -> None:
+    out = tmp_path / "bench"
+    run(a_plan(BOND, PATCHED), out, said)
+    lines = plots((out / bench.PAGE).read_text())[2]
+    told = titles(lines)
+    assert told.count("STOP to RESUME, 100 ms") == 2
+    assert told.count("20 lost to guest, +0.10 to +0.19 s") == 2
+    assert "to guest by the primary, -3.00 to +0.10 s" in told
+
+
+def test_a_page_shows_what_was_not_measured_as_that(
+    lab: Lab, tmp_path: Path, said: list[str]
+) -> None:
+    lab.behave(FAIL_BOND)
+    out = tmp_path / "bench"
+    run(a_plan(BOND, cost_kinds=("bond",)), out, said)
+    text = (out / bench.PAGE).read_text()
+    assert "not measured: no answer from the guest; see | its &lt;console&gt;" in text
+    assert f"{run_folder(BOND, 1)}/log.txt" in Outline(text).links
+
+
+# Two results
+
+
+def figure(low: float, high: float) -> dict[str, Any]:
+    return {"median": (low + high) / 2, "min": low, "max": high, "values": []}
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "noise", "expected"),
+    [
+        (figure(10, 20), figure(25, 30), 4.9, "worse"),
+        (figure(10, 20), figure(25, 30), 5.0, "within noise"),
+        (figure(25, 30), figure(10, 20), 4.9, "better"),
+        (figure(10, 20), figure(15, 30), 0.0, "within noise"),
+        (figure(5, 5), figure(0, 0), 4.0, "better"),
+        (figure(5, 5), {"not_measured": "it failed"}, 0.0, "not measured in both"),
+        ({"not_measured": "it failed"}, figure(5, 5), 0.0, "not measured in both"),
+    ],
+)
+def test_figures_differ_if_their_ranges_are_apart_by_more_than_noise(
+    a: dict[str, Any], b: dict[str, Any], noise: float, expected: str
+) -> None:
+    assert outcome(a, b, noise) == expected
+
+
+def test_noise_counts_in_the_unit_of_the_measure(lab: Lab, tmp_path: Path, said: list[str]) -> None:
+    """A noise floor of 12 ms is 2.4 probes at 200 a second, 0.012 s, and nothing to instructions."""
+    a = run(a_plan(BOND, cost_kinds=("bond",)), tmp_path / "bench", said)
+    b = read(tmp_path / "bench")
+    b["cells"][0]["figures"] |= {
+        "noise_floor_ms": figure(12, 12),
+        "lost_to_guest": figure(22.3, 22.3),
+        "lost_failover_to_guest": figure(22.5, 22.5),
+        "downtime_ms": figure(53, 53),
+        "stop_to_resume_ms": figure(113, 113),
+        "agent_peak_mib": figure(21, 21),
+    }
+    b["costs"]["kinds"]["bond"]["send_total"] = figure(6499, 6499)
+    assert {(d.measure, d.outcome) for d in differences(a, b) if d.a != d.b} == {
+        ("lost to guest", "within noise"),
+        ("lost to guest in the failover", "worse"),
+        ("downtime as QEMU reports it", "within noise"),
+        ("STOP to RESUME, from outside", "worse"),
+        ("peak memory of the host agent", "worse"),
+        ("instructions to send a packet", "better"),
+    }
+    assert "B is" in comparison(a, b)
+
+
+def test_a_result_against_itself_does_not_differ(lab: Lab, tmp_path: Path, said: list[str]) -> None:
+    result = run(a_plan(BOND), tmp_path / "bench", said)
+    assert "nothing differs beyond noise" in comparison(result, result)
+
+
+def test_a_comparison_tells_of_another_ground_and_of_cells_that_one_lacks(
+    lab: Lab, tmp_path: Path, said: list[str]
+) -> None:
+    a = run(a_plan(BOND, VIRTIO), tmp_path / "bench", said)
+    b = {**a, "ground": {**a["ground"], "host kernel": "6.13"}, "cells": a["cells"][:1]}
+    told = comparison(a, b).splitlines()
+    assert "differs: host kernel: 6.12 | 6.13" in told
+    assert told[-1] == "only in A: virtio, stock QEMU"
+
+
+def test_what_is_no_result_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text('{"schema": 2}')
+    with pytest.raises(VnetStandbyError, match=r"no result of a bench with schema 1"):
+        read(tmp_path / "x.json")
+    with pytest.raises(VnetStandbyError, match=r"no result of a bench"):
+        read(tmp_path)

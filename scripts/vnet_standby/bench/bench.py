@@ -10,6 +10,7 @@ from pathlib import Path
 from vnet_standby.bench import plan as plans
 from vnet_standby.bench.markdown import markdown
 from vnet_standby.bench.matrix import Cell
+from vnet_standby.bench.page import page
 from vnet_standby.bench.plan import Plan
 from vnet_standby.bench.results import FILE, collect, failures
 from vnet_standby.bench.run import run_all
@@ -94,6 +95,7 @@ def write(plan: Plan, out: Path) -> None:
     """Write the result as JSON, page and tables."""
     result = collect(plan, out)
     write_atomically(out / FILE, json.dumps(result, indent=1, allow_nan=False) + "\n")
+    write_atomically(out / PAGE, page(result, out))
     write_atomically(out / TABLES, markdown(result, "."))
 
 
