@@ -312,6 +312,21 @@ def test_instructions_are_told_over_the_bare_primary(
     assert figures_["send_total"]["values"][0]["folder"] == "cost"
 
 
+def test_tcp_is_told_where_a_cell_has_it_and_its_absence_where_not(tmp_path: Path) -> None:
+    plain, with_tcp = Cell("bond", "stock"), Cell("bond", "stock", tcp=True)
+    assert plain.name != with_tcp.name
+    assert with_tcp.demo()[-2:] == ["--tcp", "50"]
+    folder = a_run(tmp_path / "run")
+    assert figures(folder, plain)["tcp_stall_ms"] == Missing("no TCP stream in this cell")
+    assert figures(folder, with_tcp)["tcp_stall_ms"] == Missing("the TCP stream ended early")
+    tcp = {"before_mib_s": 7.0, "through_mib_s": 5.0, "longest_stall_ms": 761.0}
+    result = json.loads((folder / "result.json").read_text()) | {"tcp": tcp}
+    (folder / "result.json").write_text(json.dumps(result))
+    found = figures(folder, with_tcp)
+    told = found["tcp_before_mib_s"], found["tcp_through_mib_s"], found["tcp_stall_ms"]
+    assert told == (7, 5, 761)
+
+
 def test_peak_memory_is_read_from_proc() -> None:
     status = Path("/proc/self/status").read_text()
     assert 0 < (peak_kib(status) or 0) < 1 << 30
@@ -489,14 +504,19 @@ def figure(low: float, high: float) -> dict[str, Any]:
         (figure(25, 30), figure(10, 20), 4.9, "better"),
         (figure(10, 20), figure(15, 30), 0.0, "within noise"),
         (figure(5, 5), figure(0, 0), 4.0, "better"),
-        (figure(5, 5), {"not_measured": "it failed"}, 0.0, "not measured in both"),
-        ({"not_measured": "it failed"}, figure(5, 5), 0.0, "not measured in both"),
+        (figure(5, 5), {"not_measured": "it failed"}, 0.0, "not measured"),
+        ({"not_measured": "it failed"}, figure(5, 5), 0.0, "not measured"),
     ],
 )
 def test_figures_differ_if_their_ranges_are_apart_by_more_than_noise(
     a: dict[str, Any], b: dict[str, Any], noise: float, expected: str
 ) -> None:
     assert outcome(a, b, noise) == expected
+
+
+def test_more_throughput_is_better() -> None:
+    assert outcome(figure(1, 2), figure(3, 4), 0.0, "more") == "better"
+    assert outcome(figure(3, 4), figure(1, 2), 0.0, "more") == "worse"
 
 
 def test_noise_counts_in_the_unit_of_the_measure(lab: Lab, tmp_path: Path, said: list[str]) -> None:

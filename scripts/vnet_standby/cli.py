@@ -152,6 +152,13 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
         help="probes/s (%(default)s)",
     )
     add(
+        "--tcp",
+        type=number(1, 10_000),
+        default=default.tcp_mib_s,
+        metavar="MIB/S",
+        help="send a TCP stream to the guest, too, at most so fast (none)",
+    )
+    add(
         "--ram",
         type=number(256, 65536),
         metavar="MIB",
@@ -255,6 +262,7 @@ def _demo(options: argparse.Namespace) -> None:
         destination_primary=options.destination_primary,
         traffic=options.traffic,
         rate_hz=options.rate,
+        tcp_mib_s=options.tcp,
         ram_mib=options.ram or RAM_MIB[options.topology],
         bandwidth_mib_s=options.bandwidth,
     )

@@ -76,6 +76,7 @@ def _add_matrix(parser: argparse.ArgumentParser) -> None:
     add("--traffic", nargs="+", choices=TRAFFIC_KINDS, default=(), help="as for demo")
     add("--topology", nargs="+", choices=TOPOLOGIES, default=(), help="as for demo")
     add("--ram", nargs="+", type=number(256, 65536), default=(), metavar="MIB", help="guest memory")
+    add("--tcp", action="store_true", help="with a TCP stream to the guest in every cell")
     add("--repeats", type=number(1, 1000), metavar="N", help="runs of each cell")
     add("--bandwidth", type=number(1, 100_000), metavar="MIB/S", help="of the migrations")
     add(
@@ -123,6 +124,7 @@ def _new_plan(options: argparse.Namespace) -> Plan:
         traffics=options.traffic,
         topologies=options.topology,
         rams=options.ram,
+        tcp=options.tcp,
     )
     cells = expand(preset.blocks, wishes)
     qemus = bench.find_qemus(cells, dict(options.binary), options.qemu_source)

@@ -11,13 +11,13 @@ from vnet_standby.report.text import table
 RULE = """\
 Of each cell and measure both results have a range, from the least to the most that their runs say. Two figures differ
 beyond noise if the ranges are apart by more than the noise floor: the largest one of all runs of the cell in both
-results, in milliseconds for times, and in probe intervals for probes. Memory and guest instructions have none: apart is
-apart. The more repeats, the more a range says; with one it is a point. Less is better in all measures.\
+results, in milliseconds for times, and in probe intervals for probes. Memory, TCP's throughput and instructions have
+none: apart is apart. The more repeats, the more a range says; with one it is a point.\
 """
 
-Outcome = Literal["better", "worse", "within noise", "not measured in both"]
+Outcome = Literal["better", "worse", "within noise", "not measured"]
 
-_UNNOISY = {"MiB", "instructions"}
+_UNNOISY = {"MiB", "MiB/s", "instructions"}
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,12 @@ def _compared(
         measure = result["measures"][key]
         noise = _noise_in(measure["unit"], noise_ms, interval_ms)
         yield Difference(
-            name, measure["title"], measure["unit"], a[key], b[key], outcome(a[key], b[key], noise)
+            name,
+            measure["title"],
+            measure["unit"],
+            a[key],
+            b[key],
+            outcome(a[key], b[key], noise, measure["better"]),
         )
 
 
@@ -73,14 +78,16 @@ def _noise_in(unit: str, noise_ms: float, interval_ms: float) -> float:
     return 0.0 if unit in _UNNOISY else noise_ms * scale[unit]
 
 
-def outcome(a: Mapping[str, Any], b: Mapping[str, Any], noise: float) -> Outcome:
+def outcome(
+    a: Mapping[str, Any], b: Mapping[str, Any], noise: float, better: str = "less"
+) -> Outcome:
     """Say how B differs from A, by the rule."""
     if "not_measured" in a or "not_measured" in b:
-        return "not measured in both"
+        return "not measured"
     if b["min"] - a["max"] > noise:
-        return "worse"
+        return "worse" if better == "less" else "better"
     if a["min"] - b["max"] > noise:
-        return "better"
+        return "better" if better == "less" else "worse"
     return "within noise"
 
 
@@ -97,9 +104,7 @@ def comparison(a: Result, b: Result) -> str:
         lines += table(("cell", "measure", "B is", "A", "B"), rows, words=3)
     else:
         lines.append("nothing differs beyond noise")
-    counts = {
-        o: sum(d.outcome == o for d in found) for o in ("within noise", "not measured in both")
-    }
+    counts = {o: sum(d.outcome == o for d in found) for o in ("within noise", "not measured")}
     lines += ["", *(f"{count} figures: {name}" for name, count in counts.items())]
     return "\n".join([*lines, *_only(a, b, "A"), *_only(b, a, "B")])
 

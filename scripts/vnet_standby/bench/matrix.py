@@ -25,6 +25,9 @@ _GUESTS: dict[Kind, GuestKind] = {
 _DRIVERS: dict[Kind, Driver] = {"drop-in": "drop-in", "patched": "patched"}
 _OWN_QEMU = {kind: "patched" if kind == "patched" else "stock" for kind in KINDS}
 
+TCP_MIB_S = 50
+"""More than emulated NICs take without KVM, less than keeps a migration from converging."""
+
 PresetName = Literal["quick", "full"]
 
 
@@ -41,15 +44,16 @@ class Cell:
     ram_mib: int = RAM_MIB["flat"]
     pairs: int = 1
     """How many pairs of a standby and a primary the VM has."""
+    tcp: bool = False
+    """Whether there is a TCP stream to the guest beside the probes."""
 
     @property
     def name(self) -> str:
         """What tells it from all others; good as a file's name."""
         pairs = f"-{self.pairs}pairs" if self.pairs != 1 else ""
-        return (
-            f"{self.topology}-{self.kind}-{self.qemu}-{self.hotplug}-{self.traffic}-{self.ram_mib}mib"
-            + pairs
-        )
+        tcp = "-tcp" if self.tcp else ""
+        plain = f"{self.topology}-{self.kind}-{self.qemu}-{self.hotplug}-{self.traffic}-{self.ram_mib}mib"
+        return plain + pairs + tcp
 
     @property
     def guest(self) -> GuestKind:
@@ -72,6 +76,7 @@ class Cell:
         return [
             "--topology", self.topology, "--guest", self.guest, *driver,
             "--hotplug", self.hotplug, "--traffic", self.traffic, "--ram", str(self.ram_mib),
+            *(["--tcp", str(TCP_MIB_S)] if self.tcp else []),
         ]  # fmt: skip
 
 
@@ -86,6 +91,7 @@ class Block:
     topologies: Sequence[TopologyName] = ("flat",)
     rams: Sequence[int] = ()
     pairs: Sequence[int] = (1,)
+    tcp: bool = False
 
     def cells(self) -> Iterator[Cell]:
         """The combinations; without a primary there is nothing to be plugged, so one hotplug stands for both."""
@@ -94,7 +100,7 @@ class Block:
             plug = hotplug if kind != "virtio" else "acpi"
             for qemu in self.qemus or (_OWN_QEMU[kind],):
                 for ram in self.rams or (RAM_MIB[topology],):
-                    yield Cell(kind, qemu, plug, traffic, topology, ram, pairs)
+                    yield Cell(kind, qemu, plug, traffic, topology, ram, pairs, self.tcp)
 
 
 @dataclass(frozen=True)
@@ -118,6 +124,7 @@ PRESETS: dict[PresetName, Preset] = {
         blocks=(
             Block(traffics=("both", "to-guest", "from-guest")),
             Block(qemus=("patched",), traffics=("both", "to-guest")),
+            Block(tcp=True),
             Block(kinds=_WITH_PRIMARY, hotplugs=("pcie",)),
             Block(kinds=("net-failover", "patched"), rams=(1024, 2048)),
             Block(kinds=("net-failover", "patched"), pairs=(4, 16)),
@@ -140,6 +147,7 @@ class Wishes:
     traffics: Sequence[TrafficKind] = ()
     topologies: Sequence[TopologyName] = ()
     rams: Sequence[int] = ()
+    tcp: bool = False
 
 
 def expand(blocks: Iterable[Block], wishes: Wishes) -> list[Cell]:

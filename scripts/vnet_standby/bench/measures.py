@@ -17,16 +17,17 @@ from vnet_standby.report.story import SPOKEN
 from vnet_standby.report.write import read_events, read_run
 from vnet_standby.traffic.verdict import DIRECTIONS, Direction, SwitchKind
 
-Unit = Literal["probes", "ms", "s", "MiB", "instructions"]
+Unit = Literal["probes", "ms", "s", "MiB", "MiB/s", "instructions"]
 SWITCHES: tuple[SwitchKind, ...] = get_args(SwitchKind)
 
 
 @dataclass(frozen=True)
 class Measure:
-    """Something that is measured; less of it is better."""
+    """Something that is measured."""
 
     title: str
     unit: Unit
+    better: Literal["less", "more"] = "less"
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,9 @@ def _measures() -> Iterable[tuple[str, Measure]]:
     yield "eject_ms", Measure("eject: unplug asked for until it is out", "ms")
     yield "replug_ms", Measure("replug: RESUME until the primary has carrier", "ms")
     yield "migration_s", Measure("the migration as a whole", "s")
+    yield "tcp_before_mib_s", Measure("TCP to guest before the migration", "MiB/s", "more")
+    yield "tcp_through_mib_s", Measure("TCP to guest through the migration", "MiB/s", "more")
+    yield "tcp_stall_ms", Measure("longest stall of TCP", "ms")
     yield "agent_peak_mib", Measure("peak memory of the host agent", "MiB")
     yield "noise_floor_ms", Measure("noise floor", "ms")
 
@@ -71,6 +75,7 @@ COST_MEASURES: dict[str, Measure] = {
 
 NO_PRIMARY = Missing("it has no primary")
 SILENT = Missing("no traffic that way during the migration")
+NO_TCP = Missing("no TCP stream in this cell")
 NO_AGENT = Missing("no host agent runs there")
 
 
@@ -87,6 +92,7 @@ def figures(run: Path, cell: Cell) -> dict[str, Figure]:
     found["eject_ms"] = _eject_ms(events) if cell.has_primary else NO_PRIMARY
     found["replug_ms"] = _replug_ms(events, read_run(run)) if cell.has_primary else NO_PRIMARY
     found["migration_s"] = _known(result["migration"]["total_s"], "no migration completed")
+    found |= _tcp(result, cell)
     found["agent_peak_mib"] = _agent_mib(events)
     found["noise_floor_ms"] = _known(result["noise_floor_ms"], "no quiet stretch")
     return found
@@ -215,6 +221,18 @@ def _first(
         and (not status or event["data"].get("status") == status)
     )
     return next(times, None)
+
+
+def _tcp(result: Result, cell: Cell) -> dict[str, Figure]:
+    keys = {
+        "tcp_before_mib_s": "before_mib_s",
+        "tcp_through_mib_s": "through_mib_s",
+        "tcp_stall_ms": "longest_stall_ms",
+    }
+    if result["tcp"] is None:
+        missing = Missing("the TCP stream ended early") if cell.tcp else NO_TCP
+        return dict.fromkeys(keys, missing)
+    return {key: float(result["tcp"][name]) for key, name in keys.items()}
 
 
 def _agent_mib(events: Events) -> Figure:

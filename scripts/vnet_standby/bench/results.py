@@ -10,13 +10,13 @@
 `noise_floor_ms`
     median, min and max over all runs; `loaded` says in sentences what makes the figures doubtful, empty if nothing.
 `measures`
-    by key: `title` and `unit` of each figure. Less is better in all.
+    by key: `title` and `unit` of each figure, and which is `better`, less or more.
 `cells`
     in the order of the matrix. `name`; what the cell is (`kind`, `qemu`, `hotplug`, `traffic`, `topology`, `ram_mib`,
-    `pairs`); `runs`, each with `folder` (its raw records, beside this file), `status` (measured, failed), `reason`,
-    `command`, `began`, `elapsed_s`, `others_cpus`, `accelerator`, `warnings` (of the judge); and `figures`, by measure:
-    either `median`, `min`, `max` and `values`, each with the `folder` that it was read from, or `not_measured`, the
-    reason.
+    `pairs`, `tcp`); `runs`, each with `folder` (its raw records, beside this file), `status` (measured, failed),
+    `reason`, `command`, `began`, `elapsed_s`, `others_cpus`, `accelerator`, `warnings` (of the judge); and `figures`,
+    by measure: either `median`, `min`, `max` and `values`, each with the `folder` that it was read from, or
+    `not_measured`, the reason.
 `costs`
     guest instructions a packet: `folder`, `qemu`, and `kinds`: by kind of guest, figures as above.
 """

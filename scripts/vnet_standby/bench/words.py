@@ -29,6 +29,7 @@ def setting(cell: Cell) -> str:
         "nested" if topology == "nested" else "",
         f"{ram} MiB" if ram != RAM_MIB[topology] else "",
         f"{cell['pairs']} pairs" if cell["pairs"] != 1 else "",
+        "with TCP" if cell["tcp"] else "",
     )
     return ", ".join(filter(None, told))
 
@@ -53,13 +54,16 @@ def spread(figure: Mapping[str, Any], unit: str) -> str:
 
 
 def reasons(result: Result, keys: Iterable[str]) -> dict[str, list[str]]:
-    """Why figures were not measured: by reason, the cells that it holds for; of the measures with these keys."""
+    """Why figures, of the measures with these keys, were not measured: by reason, the cells that it holds for."""
     wanted, found = list(keys), dict[str, list[str]]()
     for cell in result["cells"]:
         missing = (cell["figures"][key].get("not_measured") for key in wanted)
         for reason in dict.fromkeys(filter(None, missing)):
             found.setdefault(reason, []).append(cell_name(cell))
-    return found
+    every = len(result["cells"])
+    return {
+        reason: ["all"] if len(names) == every > 1 else names for reason, names in found.items()
+    }
 
 
 def ground(result: Result) -> list[str]:

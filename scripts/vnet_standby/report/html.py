@@ -85,6 +85,9 @@ def _tiles(story: Story) -> Iterable[tuple[str, str, str]]:
         yield "migration", f"{migration.total_s:.2f} s", migration.status
         yield "downtime", _ms(migration.downtime_ms), "as QEMU reports it"
     yield "on the standby", f"{verdict.time_on_standby_s:.2f} s", "of the run"
+    if verdict.tcp:
+        through, before = verdict.tcp.through_mib_s, verdict.tcp.before_mib_s
+        yield "TCP to guest", f"{through:.1f} MiB/s", f"through the migration, {before:.1f} before"
     yield "noise floor", f"{verdict.noise_floor_ms:.2f} ms", "before the migration"
     if story.host_clocks:
         hosts = ", ".join(story.host_clocks)
