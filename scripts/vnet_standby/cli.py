@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The command line: vnet-standby demo | judge | cost | build | series | summary | host-agent | migrate."""
+"""The command line: vnet-standby demo | judge | bench | cost | build | series | summary | host-agent | migrate."""
 
 import argparse
 import asyncio
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vnet_standby import paths
+from vnet_standby.bench.cli import add_bench
 from vnet_standby.build.distribution import NETWORK_MANAGEMENTS, distribution_image
 from vnet_standby.build.driver import MODULES, build_driver, driver_image
 from vnet_standby.build.image import guest_image
@@ -26,22 +27,23 @@ from vnet_standby.errors import VnetStandbyError
 from vnet_standby.host.cli import add_agent, add_migrate
 from vnet_standby.lab.binaries import image_under_test, qemu_under_test
 from vnet_standby.lab.cost import COST_GUESTS, CostGuest, GuestCost, measure_cost
-from vnet_standby.lab.demo import measure_migration, topology_of
+from vnet_standby.lab.demo import jobs_of, measure_migration, topology_of
 from vnet_standby.lab.scenario import (
     GUEST_KINDS,
     HOTPLUGS,
     PRIMARY_MODELS,
+    RAM_MIB,
     TOPOLOGIES,
     TRAFFIC_KINDS,
     Scenario,
 )
+from vnet_standby.options import add_sources, number
 from vnet_standby.report.cost import cost_table
 from vnet_standby.report.suite import summary
 from vnet_standby.report.terminal import timeline
 from vnet_standby.report.write import read_events, read_run, write
 from vnet_standby.traffic.analysis import judge
 
-_RAM_MIB = {"flat": 512, "nested": 256}
 _BUILDS = ("qemu", "qemu-stock", "guest", "driver", "distribution")
 
 
@@ -78,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_judge(commands.add_parser("judge", help="judge the records of an earlier run again"))
     _add_build(commands.add_parser("build", help="build QEMU, the guest image and driver"))
     _add_cost(commands.add_parser("cost", help="count what a packet costs in each kind of guest"))
+    add_bench(commands.add_parser("bench", help="measure kinds of guests side by side"))
     _add_series(commands.add_parser("series", help="apply, export or check the QEMU patch series"))
     _add_summary(commands.add_parser("summary", help="show what a run of the VM tests found"))
     add_agent(commands.add_parser("host-agent", help="move a host's fabric as its VMs say"))
@@ -144,52 +147,34 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--rate",
-        type=_number(1, 5000),
+        type=number(1, 5000),
         default=default.rate_hz,
         metavar="HZ",
         help="probes/s (%(default)s)",
     )
     add(
+        "--tcp",
+        type=number(1, 10_000),
+        default=default.tcp_mib_s,
+        metavar="MIB/S",
+        help="send a TCP stream to the guest, too, at most so fast (none)",
+    )
+    add(
         "--ram",
-        type=_number(256, 65536),
+        type=number(256, 65536),
         metavar="MIB",
         help="guest memory (flat 512, nested 256)",
     )
     add(
         "--bandwidth",
-        type=_number(1, 100_000),
+        type=number(1, 100_000),
         default=default.bandwidth_mib_s,
         metavar="MIB/S",
         help="of the migration; sets how long the RAM phase lasts (%(default)s)",
     )
     add("--json", type=Path, metavar="FILE", help="write the result there, too")
     add("--report", type=Path, metavar="DIR", help="records and report (build/runs/TIME)")
-    _add_sources(parser)
-
-
-def _add_sources(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--qemu-source",
-        metavar="DIR|TARBALL|GIT",
-        help="QEMU to patch and build (Debian's source package 10.0)",
-    )
-    parser.add_argument(
-        "--kernel",
-        metavar="DEB|DIR",
-        help="the guest's kernel: a linux-image package, or a folder with boot/vmlinuz-* and lib/modules "
-        "(Debian's 6.12)",
-    )
-
-
-def _number(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        value = int(text)
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{value} is not within {low} to {high}")
-        return value
-
-    parse.__name__ = "number"  # argparse names it in its message for what is no number
-    return parse
+    add_sources(parser)
 
 
 def _add_judge(parser: argparse.ArgumentParser) -> None:
@@ -216,7 +201,7 @@ def _add_cost(parser: argparse.ArgumentParser) -> None:
         help="what unites the two NICs in the guest; drop-in and patched are kinds of our driver (all)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
-    _add_sources(parser)
+    add_sources(parser)
 
 
 def _add_build(parser: argparse.ArgumentParser) -> None:
@@ -227,7 +212,7 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         help="QEMU with the series, QEMU without, the guest's kernel and initramfs, its driver, or guests with a "
         "distribution's user space (%(default)s)",
     )  # fmt: skip
-    _add_sources(parser)
+    add_sources(parser)
 
 
 def _add_series(parser: argparse.ArgumentParser) -> None:
@@ -279,10 +264,11 @@ def _demo(options: argparse.Namespace) -> None:
         destination_primary=options.destination_primary,
         traffic=options.traffic,
         rate_hz=options.rate,
-        ram_mib=options.ram or _RAM_MIB[options.topology],
+        tcp_mib_s=options.tcp,
+        ram_mib=options.ram or RAM_MIB[options.topology],
         bandwidth_mib_s=options.bandwidth,
     )
-    require(*_jobs(options.qemu, scenario))
+    require(*jobs_of(scenario, options.qemu))
     run = options.report or paths.BUILD / "runs" / time.strftime("%Y%m%d-%H%M%S")
     _run(_migration(options, scenario, run))
     _show(run, options.json)
@@ -309,20 +295,6 @@ def _cost(options: argparse.Namespace) -> None:
     if options.json:
         figures = {guest: asdict(cost) for guest, cost in costs.items()}
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
-
-
-def _jobs(qemu: str, scenario: Scenario) -> list[str]:
-    """What a demo has to do for the first time, so that all missing packages are named at once."""
-    nested = scenario.topology == "nested"
-    there = {
-        "qemu": {"patched": paths.QEMU_PATCHED, "stock": paths.QEMU_STOCK}.get(qemu, paths.REPO),
-        "guest": paths.GUEST,
-        "driver": paths.GUEST / "driver" if scenario.guest == "vnet-standby" else paths.REPO,
-        "nested": paths.HOST if nested else paths.REPO,
-    }
-    if nested and not paths.QEMU_PATCHED.exists():  # it emulates the hosts
-        there["qemu"] = paths.QEMU_PATCHED
-    return ["lab", *(job for job, place in there.items() if not place.exists())]
 
 
 def _show(run: Path, result: Path | None) -> None:

@@ -4,6 +4,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from vnet_standby import paths
 from vnet_standby.build.host_image import host_image
 from vnet_standby.build.image import GuestImage
 from vnet_standby.lab.accelerator import choose_accelerator
@@ -14,6 +15,20 @@ from vnet_standby.lab.lab import QUIET_S, Lab
 from vnet_standby.lab.nested import Nested
 from vnet_standby.lab.scenario import Scenario
 from vnet_standby.lab.topology import Topology
+
+
+def jobs_of(scenario: Scenario, qemu: str) -> list[str]:
+    """What a demo has to do for the first time, so that all missing packages are named at once."""
+    nested = scenario.topology == "nested"
+    there = {
+        "qemu": {"patched": paths.QEMU_PATCHED, "stock": paths.QEMU_STOCK}.get(qemu, paths.REPO),
+        "guest": paths.GUEST,
+        "driver": paths.GUEST / "driver" if scenario.guest == "vnet-standby" else paths.REPO,
+        "nested": paths.HOST if nested else paths.REPO,
+    }
+    if nested and not paths.QEMU_PATCHED.exists():  # it emulates the hosts
+        there["qemu"] = paths.QEMU_PATCHED
+    return ["lab", *(job for job, place in there.items() if not place.exists())]
 
 
 async def topology_of(

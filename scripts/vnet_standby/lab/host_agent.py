@@ -4,6 +4,7 @@
 import asyncio
 import contextlib
 import json
+import re
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
@@ -36,6 +37,7 @@ async def host_agent(monitors: Path, events: EventLog, log: Path) -> AsyncIterat
     try:
         await _wait_ready(process, journal, log)
         yield process
+        await _record_memory(process, events)
     finally:
         await _end(process)
         await journal.end()
@@ -90,6 +92,19 @@ async def _wait_ready(process: Process, journal: JournalReader, log: Path) -> No
 def journalled(line: str) -> Event:
     """Read a line of the agent's journal; its time is as the agent's host has it."""
     return Event(**json.loads(line))
+
+
+async def _record_memory(process: Process, events: EventLog) -> None:
+    if process.returncode is None:
+        peak = peak_kib(Path(f"/proc/{process.pid}/status").read_text())
+        if peak is not None:
+            await events.add("lab", "agent-memory", {"peak_kib": peak})
+
+
+def peak_kib(status: str) -> int | None:
+    """Return the most memory that a process ever had resident (proc_pid_status(5): VmHWM); a zombie says none."""
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    return int(found[1]) if found else None
 
 
 async def _end(process: Process) -> None:

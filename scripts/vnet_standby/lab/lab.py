@@ -58,6 +58,7 @@ class Lab:
         self._stack = contextlib.AsyncExitStack()
         self._capture: asyncio.subprocess.Process | None = None
         self._sender: asyncio.subprocess.Process | None = None
+        self._tcp: asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> Self:
         """Enter a private network namespace and build the topology in it."""
@@ -185,6 +186,10 @@ class Lab:
             traffic.helper("sender", *traffic.sender_arguments(MAC, rate_hz))
         )
         await traffic.start_guest_stream(agent, self.scenario.rate_hz)
+        if self.scenario.tcp_mib_s:
+            self._tcp = await self._stack.enter_async_context(
+                traffic.tcp_stream(agent, self.run, self.scenario.tcp_mib_s)
+            )
         await asyncio.sleep(QUIET_S)
         if self.scenario.traffic == "to-guest":
             await traffic.silence_guest(agent)
@@ -194,6 +199,8 @@ class Lab:
         """Stop the streams, let the last probes arrive and write the records."""
         assert self._capture is not None, "start_traffic() comes first"
         assert self._sender is not None, "start_traffic() comes first"
+        if self._tcp:
+            await traffic.finish(self._tcp, "the TCP stream")
         await self.vm.agent.ask("silence")
         await traffic.finish(self._sender, "the sender")
         # An echo is behind all probes of its path; where the path is broken there is nothing to wait for.

@@ -27,6 +27,9 @@ PRIMARY_MODELS: dict[TopologyName, tuple[PrimaryModel, ...]] = {
 """The primaries of each topology, its default first: emulated NICs, or what an emulated host passes through: an igb
 VF, or an e1000e as a whole."""
 
+RAM_MIB: dict[TopologyName, int] = {"flat": 512, "nested": 256}
+"""How much memory a VM has if nobody says anything else."""
+
 _DRIVERS: dict[PrimaryModel, str] = {
     "e1000e": "e1000e",
     "e1000": "e1000",
@@ -58,6 +61,9 @@ class Scenario:
     """to-guest: the guest falls silent before the migration, so that nothing of its own re-teaches the bridge."""
     rate_hz: int = 200
     """Probes a second in each direction."""
+    tcp_mib_s: int = 0
+    """A TCP stream to the guest beside the probes, at most so fast; 0: none. One without a limit would dirty the
+    guest's memory faster than a limited migration copies it."""
     ram_mib: int = 512
     bandwidth_mib_s: int = 6
     """The migration's limit; it sets how long the RAM phase lasts."""

@@ -16,6 +16,7 @@ from vnet_standby.lab.agent import Agent
 from vnet_standby.lab.network import PEER, PEER_MAC
 from vnet_standby.traffic import probe
 from vnet_standby.traffic.probe import GUEST_ADDRESS, PEER_ADDRESS
+from vnet_standby.traffic.tcp import GUEST_TCP_PORT
 
 _READY_S = 15
 _STOP_S = 60  # the capture writes its file at the end
@@ -160,6 +161,17 @@ def sender_arguments(guest_mac: str, rate_hz: int) -> list[str]:
 async def start_guest_stream(agent: Agent, rate_hz: int) -> None:
     """Let the guest send its numbered stream to the peer."""
     await agent.ask(f"stream {PEER_ADDRESS} {round(1e6 / rate_hz)}")
+
+
+@contextlib.asynccontextmanager
+async def tcp_stream(
+    agent: Agent, run: Path, rate_mib_s: float
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A TCP stream to the guest beside the probes, at most so fast; `finish` ends it."""
+    await agent.ask(f"spawn tcp nc -l -p {GUEST_TCP_PORT} >/dev/null")
+    async with helper("tcp", "--output", str(run), "--rate", str(rate_mib_s)) as process:
+        await wait_ready(process, "the TCP stream")
+        yield process
 
 
 async def silence_guest(agent: Agent) -> None:

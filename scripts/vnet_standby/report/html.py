@@ -6,6 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vnet_standby.report import plots
+from vnet_standby.report.document import (
+    add_legend,
+    add_section,
+    add_table,
+    add_warnings,
+    opened,
+    written,
+)
 from vnet_standby.report.story import (
     SPOKEN,
     Event,
@@ -16,7 +24,6 @@ from vnet_standby.report.story import (
     settled,
     warnings,
 )
-from vnet_standby.report.style import STYLE
 from vnet_standby.report.svg import node
 from vnet_standby.traffic.verdict import Verdict
 
@@ -24,14 +31,18 @@ _CLOSE_UPS = 24
 """Switches shown probe by probe; a run with more of them still has all in its table."""
 _LOSS_ROWS = 60
 _TIMELINE_ROWS = 1500
+_LOOKS = (
+    ("primary", "primary"),
+    ("standby", "standby"),
+    ("lost", "lost"),
+    ("gap", "silence of a switch"),
+)
 
 
 def page(verdict: Verdict, events: Sequence[Event], run: Mapping[str, Any]) -> str:
     """Return the page: `events` is the content of events.jsonl, `run` that of run.json."""
     story = Story(verdict, events, run)
-    root = ET.Element("html", lang="en")
-    _head(root, story)
-    main = node(node(root, "body"), "main")
+    root, main = opened(_name(story))
     _opening(main, story)
     _warnings(main, verdict)
     _overview(main, story)
@@ -41,19 +52,7 @@ def page(verdict: Verdict, events: Sequence[Event], run: Mapping[str, Any]) -> s
     _losses(main, story)
     _timeline(main, story)
     _ground(main, run)
-    return "<!DOCTYPE html>\n" + ET.tostring(root, encoding="unicode", method="html") + "\n"
-
-
-def _head(root: ET.Element, story: Story) -> None:
-    head = node(root, "head")
-    node(head, "meta", charset="utf-8")
-    node(head, "meta", name="viewport", content="width=device-width, initial-scale=1")
-    node(head, "meta", name="color-scheme", content="light dark")
-    policy = node(head, "meta", content="default-src 'none'; style-src 'unsafe-inline'")
-    policy.set("http-equiv", "Content-Security-Policy")
-    node(head, "title", f"vnet-standby: {_name(story)}")
-    # not by node(): a style sheet is the one text whose line breaks have to stay
-    ET.SubElement(head, "style").text = STYLE
+    return written(root)
 
 
 def _name(story: Story) -> str:
@@ -86,6 +85,9 @@ def _tiles(story: Story) -> Iterable[tuple[str, str, str]]:
         yield "migration", f"{migration.total_s:.2f} s", migration.status
         yield "downtime", _ms(migration.downtime_ms), "as QEMU reports it"
     yield "on the standby", f"{verdict.time_on_standby_s:.2f} s", "of the run"
+    if verdict.tcp:
+        through, before = verdict.tcp.through_mib_s, verdict.tcp.before_mib_s
+        yield "TCP to guest", f"{through:.1f} MiB/s", f"through the migration, {before:.1f} before"
     yield "noise floor", f"{verdict.noise_floor_ms:.2f} ms", "before the migration"
     if story.host_clocks:
         hosts = ", ".join(story.host_clocks)
@@ -95,16 +97,12 @@ def _tiles(story: Story) -> Iterable[tuple[str, str, str]]:
 def _warnings(main: ET.Element, verdict: Verdict) -> None:
     told = warnings(verdict)
     if told:
-        box = node(main, "section", class_="warnings")
-        node(box, "h2", count(len(told), "warning"))
-        listed = node(box, "ul")
-        for warning in told:
-            node(listed, "li", warning)
+        add_warnings(main, count(len(told), "warning"), told)
 
 
 def _overview(main: ET.Element, story: Story) -> None:
-    section = _section(main, "The run")
-    _legend(section)
+    section = add_section(main, "The run")
+    add_legend(section, _LOOKS)
     figure = node(section, "figure")
     plots.overview(figure, story)
     text = (
@@ -120,32 +118,19 @@ def _overview(main: ET.Element, story: Story) -> None:
     node(figure, "figcaption", text)
 
 
-def _legend(section: ET.Element) -> None:
-    legend = node(section, "ul", class_="legend")
-    for look, text in (
-        ("primary", "primary"),
-        ("standby", "standby"),
-        ("lost", "lost"),
-        ("gap", "silence of a switch"),
-    ):
-        item = node(legend, "li")
-        node(item, "span", class_=f"swatch {look}")
-        node(item, "span", text)
-
-
 def _counts(main: ET.Element, story: Story) -> None:
-    section = _section(main, "Probes")
+    section = add_section(main, "Probes")
     head = ("direction", "sent", "received", "lost", "duplicated", "reordered")
     rows = [
         (SPOKEN[d], *(f"{n:,}" for n in (c.sent, c.received, c.lost, c.duplicated, c.reordered)))
         for d in story.directions
         for c in [story.verdict.counts[d]]
     ]
-    _table(section, head, rows, words={0})
+    add_table(section, head, rows, words={0})
 
 
 def _switches(main: ET.Element, verdict: Verdict, story: Story) -> None:
-    section = _section(main, "Switches")
+    section = add_section(main, "Switches")
     if not verdict.switches:
         node(section, "p", "The run has no switch of datapath or host.")
         return
@@ -168,7 +153,7 @@ def _switches(main: ET.Element, verdict: Verdict, story: Story) -> None:
         for switch in verdict.switches
         for direction, gap in switch.gaps.items()
     ]
-    _table(section, head, rows, words={0, 2, 9})
+    add_table(section, head, rows, words={0, 2, 9})
     text = (
         "A switch's gap is the receiver's silence that cost the most probes in that phase. Of the "
         "probes lost in the phase, some were lost in the gap; those held arrived late. Three "
@@ -183,7 +168,7 @@ def _close_ups(main: ET.Element, story: Story) -> None:
     switches = story.verdict.switches
     if not switches:
         return
-    section = _section(main, "Each switch, probe by probe")
+    section = add_section(main, "Each switch, probe by probe")
     text = (
         "Circles went by a primary, squares by a standby (grey: seen on both); the height is the "
         "time under way. Crosses at the top were lost. The shaded stretch is the receiver's "
@@ -206,14 +191,14 @@ def _close_ups(main: ET.Element, story: Story) -> None:
 
 
 def _losses(main: ET.Element, story: Story) -> None:
-    section = _section(main, "Where the lost probes went")
+    section = add_section(main, "Where the lost probes went")
     groups = story.loss_groups
     if not groups:
         node(section, "p", "No probe was lost.")
         return
     head = ("direction", "in", "probes", "runs", "from (s)", "to (s)", "last seen at", "why")
     rows = [_loss(group, story) for group in groups[:_LOSS_ROWS]]
-    _table(section, head, rows, words={0, 1, 6, 7})
+    add_table(section, head, rows, words={0, 1, 6, 7})
     if len(groups) > _LOSS_ROWS:
         more = f"{len(groups) - _LOSS_ROWS} further kinds of loss are in result.json only."
         node(section, "p", more, class_="note")
@@ -233,22 +218,22 @@ def _loss(group: LossGroup, story: Story) -> tuple[str, ...]:
 
 
 def _timeline(main: ET.Element, story: Story) -> None:
-    section = _section(main, "Timeline")
+    section = add_section(main, "Timeline")
     fold = node(section, "details")
     node(fold, "summary", count(len(story.entries), "line"))
     rows = [(f"{e.time:+.3f}", e.who, e.what) for e in story.entries[:_TIMELINE_ROWS]]
-    _table(fold, ("time (s)", "who", "what"), rows, words={1, 2})
+    add_table(fold, ("time (s)", "who", "what"), rows, words={1, 2})
     if len(story.entries) > _TIMELINE_ROWS:
         node(fold, "p", "The rest is in timeline.txt.", class_="note")
 
 
 def _ground(main: ET.Element, run: Mapping[str, Any]) -> None:
-    section = _section(main, "Versions and command lines")
+    section = add_section(main, "Versions and command lines")
     versions = run.get("versions", {})
     if versions:
         fold = node(section, "details")
         node(fold, "summary", "Versions")
-        _table(fold, ("what", "version"), [*versions.items()], words={0, 1})
+        add_table(fold, ("what", "version"), [*versions.items()], words={0, 1})
     for host, command in run.get("commands", {}).items():
         fold = node(section, "details")
         node(fold, "summary", f"QEMU's command line on host {host}")
@@ -257,27 +242,6 @@ def _ground(main: ET.Element, run: Mapping[str, Any]) -> None:
         fold = node(section, "details")
         node(fold, "summary", f"The command line of host {host} itself, an emulated machine")
         node(node(fold, "pre"), "code", command)
-
-
-def _section(main: ET.Element, heading: str) -> ET.Element:
-    section = node(main, "section")
-    node(section, "h2", heading)
-    return section
-
-
-def _table(
-    parent: ET.Element, head: Sequence[str], rows: Iterable[Sequence[object]], *, words: set[int]
-) -> None:
-    """Add a table; the columns whose index is in `words` hold text, the others figures."""
-    body = node(node(parent, "div", class_="wide"), "table")
-    names = node(node(body, "thead"), "tr")
-    for i, name in enumerate(head):
-        node(names, "th", name, scope="col", class_="word" if i in words else "figure")
-    lines = node(body, "tbody")
-    for row in rows:
-        cells = node(lines, "tr")
-        for i, cell in enumerate(row):
-            node(cells, "td", cell, class_="word" if i in words else "figure")
 
 
 def _ms(value: float) -> str:

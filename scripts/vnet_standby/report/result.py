@@ -19,6 +19,11 @@ The keys up to `events` are fixed; what follows them may grow:
 `topology`
     "flat", or "nested" where the hosts are emulated machines. A nested run has `clocks`, too: by host,
     `error_ms`, how far its events' times may be off.
+`paths`
+    per direction, in order of time, by which `port` delivered probes went, and what that carries (`role`): `start` and
+    `end` are the first and the last arrival.
+`tcp`
+    what the TCP stream to the guest achieved (see traffic.verdict.Throughput), null if the run had none.
 `losses`
     runs of lost probes in order of time; `start` and `end` are host times (s) like in `events`.
 
@@ -29,10 +34,19 @@ the records do not yield is null.
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
-from vnet_standby.report.story import settled, warnings
-from vnet_standby.traffic.verdict import DIRECTIONS, Counts, Gap, LossRun, Switch, Verdict
+from vnet_standby.report.story import Story, settled, warnings
+from vnet_standby.traffic.verdict import (
+    DIRECTIONS,
+    Counts,
+    Gap,
+    LossRun,
+    Switch,
+    Throughput,
+    Verdict,
+)
 
 EVENTS = "events.jsonl"
 
@@ -60,6 +74,8 @@ def result(verdict: Verdict, run: Mapping[str, Any]) -> dict[str, Any]:
             {"status": m.status, "total_s": _seconds(m.total_s), "downtime_ms": _ms(m.downtime_ms)}
             for m in verdict.migrations
         ],
+        "paths": _paths(verdict, run),
+        "tcp": _tcp(verdict.tcp),
         "losses": [_loss(loss) for loss in sorted(verdict.losses, key=_order)],
         "warnings": warnings(verdict),
         **_topology(run),
@@ -108,6 +124,27 @@ def _gap(gap: Gap) -> dict[str, Any]:
         "lost_in_gap": gap.lost_in_gap,
         "held": gap.held,
     }
+
+
+def _paths(verdict: Verdict, run: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    story = Story(verdict, (), run)
+    return {
+        direction: [
+            {
+                "port": segment.port,
+                "role": story.role(segment.port),
+                "start": _seconds(segment.first),
+                "end": _seconds(segment.last),
+                "probes": segment.probes,
+            }
+            for segment in segments
+        ]
+        for direction, segments in story.segments.items()
+    }
+
+
+def _tcp(tcp: Throughput | None) -> dict[str, float | None] | None:
+    return None if tcp is None else {name: _ms(value) for name, value in asdict(tcp).items()}
 
 
 def _loss(loss: LossRun) -> dict[str, Any]:

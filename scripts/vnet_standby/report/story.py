@@ -24,6 +24,7 @@ from vnet_standby.traffic.verdict import (
     Point,
     Switch,
     SwitchKind,
+    Throughput,
     Verdict,
 )
 
@@ -358,6 +359,14 @@ class Story:
 def aligned(clocks: Mapping[str, float]) -> str:
     """Return how well the clocks of emulated hosts (see `Story.host_clocks`) are known, in a phrase."""
     return f"{', '.join(map(printable, clocks))} aligned within {max(clocks.values()):.2f} ms"
+
+
+def achieved(tcp: Throughput) -> str:
+    """Return what a TCP stream achieved, in a phrase."""
+    return (
+        f"{tcp.before_mib_s:.1f} MiB/s before, {tcp.through_mib_s:.1f} MiB/s through the migration, "
+        f"longest stall {tcp.longest_stall_ms:.0f} ms"
+    )
 
 
 def settled(verdict: Verdict) -> Migration | None:

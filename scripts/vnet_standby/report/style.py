@@ -12,6 +12,7 @@ STYLE = """
   --primary: #0069b4; --standby: #d97c00; --lost: #c4123f; --other: #69717a;
   --gap: #7a5cb830; --bulk: #c3ccd6; --phase: #8c98a5;
   --host0: #b9d9cf; --host1: #82b5a5; --warn: #fff4d6; --warn-rule: #c98a00;
+  --failover: #5b6ee1; --blackout: #2f353c; --failback: #e0a100;
 }
 @media (prefers-color-scheme: dark) {
   :root {
@@ -19,6 +20,7 @@ STYLE = """
     --primary: #5ab0ee; --standby: #f2a93b; --lost: #ff5f7e; --other: #8c96a0;
     --gap: #a98be84a; --bulk: #3b454f; --phase: #66727f;
     --host0: #24493e; --host1: #37705f; --warn: #342a10; --warn-rule: #d9a520;
+  --failover: #8f9dff; --blackout: #c3ccd6; --failback: #f0c34a;
   }
 }
 * { box-sizing: border-box; }
@@ -48,6 +50,8 @@ th, td { padding: 5px 14px 5px 0; border-bottom: 1px solid var(--rule); vertical
 th { color: var(--quiet); font-weight: 600; white-space: nowrap; }
 .figure { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 td.word { min-width: 5.5em; max-width: 60ch; }
+.dense th { white-space: normal; min-width: 6em; vertical-align: bottom; }
+.dense td:first-child { min-width: 16em; }
 details { margin: 8px 0; }
 summary { cursor: pointer; }
 pre { background: var(--box); border: 1px solid var(--rule); border-radius: 6px; padding: 12px;
@@ -60,6 +64,10 @@ pre { background: var(--box); border: 1px solid var(--rule); border-radius: 6px;
 .swatch.standby { background: var(--standby); }
 .swatch.lost { background: var(--lost); }
 .swatch.gap { background: var(--gap); border: 1px solid var(--rule); }
+.swatch.failover { background: var(--failover); }
+.swatch.blackout, .swatch.stopped { background: var(--blackout); }
+.swatch.failback { background: var(--failback); }
+a { color: inherit; text-decoration-color: var(--other); }
 svg { display: block; width: 100%; min-width: 900px; height: auto;
   font: 11px system-ui, "Segoe UI", "DejaVu Sans", sans-serif; fill: var(--text); }
 svg .group { font-size: 13px; font-weight: 600; }
@@ -85,6 +93,10 @@ svg .standby { fill: var(--standby); }
 svg .other { fill: var(--other); }
 svg .lost { fill: var(--lost); }
 svg .cross { stroke: var(--lost); stroke-width: 1.5; fill: none; }
+svg .failover { fill: var(--failover); }
+svg .blackout, svg .stopped { fill: var(--blackout); }
+svg .failback { fill: var(--failback); }
+svg .cut { stroke: var(--back); stroke-width: 3; }
 svg .hover { fill: transparent; }
 @media print { svg { min-width: 0; } main { max-width: none; } }
 """

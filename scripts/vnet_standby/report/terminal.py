@@ -10,6 +10,7 @@ from vnet_standby.report.story import (
     EntryKind,
     Event,
     Story,
+    achieved,
     aligned,
     count,
     settled,
@@ -124,6 +125,7 @@ def _figures(story: Story) -> list[str]:
         f"time on standby  {verdict.time_on_standby_s:.2f} s",
         f"noise floor      {noise}",
         f"clock error      {clock}",
+        *([f"TCP to guest     {achieved(verdict.tcp)}"] if verdict.tcp else []),
         *([f"host clocks      {aligned(story.host_clocks)}"] if story.host_clocks else []),
     ]
 

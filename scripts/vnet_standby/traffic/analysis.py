@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from vnet_standby.errors import VnetStandbyError
-from vnet_standby.traffic import gaps
+from vnet_standby.traffic import gaps, tcp
 from vnet_standby.traffic.clock import GuestClock
 from vnet_standby.traffic.fates import Coroner
 from vnet_standby.traffic.passage import Stream, follow
@@ -14,7 +14,15 @@ from vnet_standby.traffic.primaries import Primaries
 from vnet_standby.traffic.records import LAB, PEER, Records, read_run
 from vnet_standby.traffic.timeline import Attempt, Timeline
 from vnet_standby.traffic.uplinks import resolve
-from vnet_standby.traffic.verdict import DIRECTIONS, Direction, Migration, Point, Switch, Verdict
+from vnet_standby.traffic.verdict import (
+    DIRECTIONS,
+    Direction,
+    Migration,
+    Point,
+    Switch,
+    Throughput,
+    Verdict,
+)
 
 MIN_QUIET: Final = 20
 """Fewer arrivals before the first migration than this say nothing about the noise."""
@@ -61,8 +69,18 @@ def judge(run: Path) -> Verdict:
         noise_p99_ms=quiet.p99_ms,
         clock_error_ms=None if clock.error_ns is None else clock.error_ns / 1e6,
         warnings=tuple(_warnings(records, timeline, clock, streams, quiet)),
+        tcp=_throughput(run, timeline),
         ports=dict(records.settings.ports),
     )
+
+
+def _throughput(run: Path, timeline: Timeline) -> Throughput | None:
+    samples = tcp.read(run)
+    if samples is None or not timeline.attempts:
+        return None
+    attempt = timeline.attempts[0]
+    resume_ns = attempt.resume_ns
+    return None if resume_ns is None else tcp.throughput(samples, attempt.start_ns, resume_ns)
 
 
 def _check(records: Records) -> None:

@@ -96,6 +96,18 @@ class Migration:
 
 
 @dataclass(frozen=True)
+class Throughput:
+    """What a TCP stream to the guest achieved."""
+
+    before_mib_s: float
+    """Before the migration was asked for."""
+    through_mib_s: float
+    """From then until some seconds after RESUME, as far as it was recorded."""
+    longest_stall_ms: float
+    """The longest time in that stretch in which nothing was acknowledged."""
+
+
+@dataclass(frozen=True)
 class Point:
     """One probe for plotting: when it was sent (host s), by which ports it went, when it arrived (host s or None)."""
 
@@ -128,6 +140,8 @@ class Verdict:
     """By how much times taken on the guest's clock may be late; None if no probe to the guest bounds it."""
     warnings: tuple[str, ...] = ()
     """What weakens the judgement, one sentence each."""
+    tcp: Throughput | None = None
+    """None if the run had no TCP stream, or too little of it before or after a completed migration."""
     ports: Mapping[str, str] = field(default_factory=dict)
     """The ways to and from the guest and what each carries: "standby", "primary", or "uplink" for what went no further
     than an emulated host."""

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A bench's result as Markdown, and the way into a README: between two comments that mark the place."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vnet_standby.bench.words import (
+    UNMEASURED,
+    Cell,
+    Result,
+    ground,
+    kind_name,
+    number,
+    reasons,
+    setting,
+    spread,
+)
+from vnet_standby.build.cache import write_atomically
+from vnet_standby.errors import VnetStandbyError
+
+BEGIN = "<!-- bench: begin -->"
+END = "<!-- bench: end -->"
+
+
+@dataclass(frozen=True)
+class _Column:
+    title: str
+    keys: Sequence[str]
+    """One measure, or two that share the column."""
+
+
+_LOSS = (
+    _Column("failover", ("lost_failover_to_guest",)),
+    _Column("blackout", ("lost_blackout_to_guest",)),
+    _Column("failback", ("lost_failback_to_guest",)),
+    _Column("**lost to guest**", ("lost_to_guest",)),
+    _Column("lost from guest", ("lost_from_guest",)),
+    _Column("duplicated to / from", ("duplicated_to_guest", "duplicated_from_guest")),
+    _Column("reordered to / from", ("reordered_to_guest", "reordered_from_guest")),
+    _Column("noise floor, ms", ("noise_floor_ms",)),
+)
+_TIME = (
+    _Column("longest gap to guest, ms", ("gap_to_guest_ms",)),
+    _Column("from guest, ms", ("gap_from_guest_ms",)),
+    _Column("STOP to RESUME, ms", ("stop_to_resume_ms",)),
+    _Column("as QEMU reports it, ms", ("downtime_ms",)),
+    _Column("off the fast path, s", ("off_fast_path_s",)),
+    _Column("eject, ms", ("eject_ms",)),
+    _Column("replug, ms", ("replug_ms",)),
+    _Column("TCP through it / before, MiB/s", ("tcp_through_mib_s", "tcp_before_mib_s")),
+    _Column("host agent, MiB", ("agent_peak_mib",)),
+)
+
+
+def markdown(result: Result, folder: str) -> str:
+    """Return the result's tables; `folder` is where the bench is, as seen from the file that they are put into."""
+    shown = [key for column in (*_LOSS, *_TIME) for key in column.keys]
+    parts = [
+        "Probes lost, duplicated and reordered: median of the runs (least to most).",
+        "\n".join(_table(result, _LOSS, folder)),
+        "Times and sizes:",
+        "\n".join(_table(result, _TIME, folder)),
+        *_cost_table(result, folder),
+        " ".join(ground(result)),
+        "\n".join(_legend(reasons(result, shown))),
+        f"Every single value, with plots: [{Path(folder, 'bench.html')}]({Path(folder, 'bench.html')}). The links "
+        "lead to raw records below the bench's folder, where the command has left it.",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _table(result: Result, columns: Sequence[_Column], folder: str) -> Iterator[str]:
+    yield _line(["guest", "QEMU", *(column.title for column in columns)])
+    yield _line(["---", "---", *("---:" for _ in columns)])
+    for cell in result["cells"]:
+        yield _line(
+            [_link(cell, folder), cell["qemu"], *(_shown(cell, c, result) for c in columns)]
+        )
+
+
+def _shown(cell: Cell, column: _Column, result: Result) -> str:
+    measures, figures = result["measures"], cell["figures"]
+    told = [spread(figures[key], measures[key]["unit"]) for key in column.keys]
+    return " / ".join(told) if set(told) != {UNMEASURED} else UNMEASURED
+
+
+def _link(cell: Cell, folder: str) -> str:
+    name = ", ".join(filter(None, (kind_name(cell["kind"]), setting(cell))))
+    return f"[{name}]({Path(folder, 'runs', cell['name'])})" if cell["runs"] else name
+
+
+def _cost_table(result: Result, folder: str) -> Iterator[str]:
+    costs = result["costs"]
+    if not costs["kinds"]:
+        return
+    link = f"[guest instructions]({Path(folder, costs['folder'])})"
+    lines = [
+        _line(["guest", "to send", "over the bare primary", "to receive", "over the bare primary"]),
+        _line(["---", "---:", "---:", "---:", "---:"]),
+    ]
+    keys = ("send_total", "send_over_bare", "receive_total", "receive_over_bare")
+    missing: dict[str, list[str]] = {}
+    for kind, figures in costs["kinds"].items():
+        lines.append(_line([kind_name(kind), *(_cost(figures[key]) for key in keys)]))
+        if reason := figures["send_total"].get("not_measured"):
+            missing.setdefault(reason, []).append(kind_name(kind))
+    yield f"What a UDP packet of 64 bytes costs, in {link} ({costs['qemu']} QEMU):"
+    yield "\n".join(lines)
+    yield "\n".join(_legend(missing))
+
+
+def _cost(figure: Mapping[str, Any]) -> str:
+    return number(figure["median"], "instructions") if "median" in figure else UNMEASURED
+
+
+def _legend(missing: Mapping[str, Sequence[str]]) -> Iterable[str]:
+    if missing:
+        yield f"{UNMEASURED}: not measured, because"
+        yield ""
+    for reason, names in missing.items():
+        yield f"- {_escaped(reason)}: {'; '.join(names)}"
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _escaped(text: str) -> str:
+    """What comes from outside must not make a table, a link or an element."""
+    return "".join(f"\\{letter}" if letter in "|<>[]`*_\\" else letter for letter in text)
+
+
+def put(result: Result, bench: Path, readme: Path) -> None:
+    """Put the tables into a README, in place of what is between the two comments."""
+    text = readme.read_text(encoding="utf-8")
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise VnetStandbyError(
+            f"{readme} does not say where the table goes; put these two lines there, once: {BEGIN} and {END}"
+        )
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    folder = os.path.relpath(bench.resolve(), readme.resolve().parent)
+    tables = markdown(result, folder)
+    write_atomically(readme, f"{before}{BEGIN}\n\n{tables}\n{END}{after}")
