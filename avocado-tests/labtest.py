@@ -78,6 +78,12 @@ class LabTest(Test):  # type: ignore[misc]  # avocado has no type information
         if not qemu.has_standby_property:
             self.cancel(f"{qemu.path} has no virtio-net property standby: it lacks the series")
 
+    def require_datapath_protocol(self) -> None:
+        """Cancel the test on a QEMU whose virtio-net and guest can't tell each other which datapath is in use."""
+        qemu = self.qemu()
+        if not qemu.has_datapath_protocol:
+            self.cancel(f"{qemu.path} has no virtio-net property x-standby-datapath")
+
     async def migrate_once(self, lab: Lab) -> None:
         """Boot the VM, migrate it under traffic, and wait until its primary there carries the traffic."""
         await lab.start_vm()
