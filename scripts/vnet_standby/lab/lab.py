@@ -314,7 +314,9 @@ class Lab:
 
         Returns the reason that QEMU gives, if any.
         """
-        await self.wait_status(status)
+        ended = await self.wait_status(*_END_STATES)
+        if ended != status:
+            raise VnetStandbyError(f"the migration from {self.vm.name} is {ended}, not {status}")
         result: dict[str, Any] = await self.vm.execute("query-migrate")
         await self._lab_event("migrated", result)
         await self._end(self._other())
