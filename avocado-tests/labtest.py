@@ -8,6 +8,7 @@ Parameters (`avocado run -p NAME=VALUE`):
 
 import contextlib
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ BANDWIDTH_MIB_S = 40
 STOP_EDGE_S = 0.05
 """What still waits in the source's tap when the guest is stopped is lost with it, although it was sent before."""
 
+UNPLUG_TIMEOUT_MS = 3000
+"""How long a migration waits for a guest that a test has made deaf to unplug requests."""
+
 TAIL_PROBES = 200
 """Traffic persists if this many of the last probes arrive: one second of the lab's aftermath."""
 
@@ -45,9 +49,13 @@ class LabTest(Test):  # type: ignore[misc]  # avocado has no type information
             yield lab
 
     @contextlib.asynccontextmanager
-    async def between(self, source: str, destination: str, **scenario: Any) -> AsyncIterator[Lab]:
-        """A lab with one of our own builds on each host."""
+    async def between(
+        self, source: str, destination: str, machine: str | None = None, **scenario: Any
+    ) -> AsyncIterator[Lab]:
+        """A lab with one of our own builds on each host; `machine` is the VM's type if not today's."""
         binaries = qemu_under_test(source), qemu_under_test(destination)
+        if machine:
+            binaries = replace(binaries[0], machine=machine), replace(binaries[1], machine=machine)
         async with self._lab(*binaries, scenario) as lab:
             yield lab
 
@@ -78,6 +86,12 @@ class LabTest(Test):  # type: ignore[misc]  # avocado has no type information
         if not qemu.has_standby_property:
             self.cancel(f"{qemu.path} has no virtio-net property standby: it lacks the series")
 
+    def require_datapath_protocol(self) -> None:
+        """Cancel the test on a QEMU whose virtio-net and guest can't tell each other which datapath is in use."""
+        qemu = self.qemu()
+        if not qemu.has_datapath_protocol:
+            self.cancel(f"{qemu.path} has no virtio-net property x-standby-datapath")
+
     async def migrate_once(self, lab: Lab) -> None:
         """Boot the VM, migrate it under traffic, and wait until its primary there carries the traffic."""
         await lab.start_vm()
@@ -85,6 +99,20 @@ class LabTest(Test):  # type: ignore[misc]  # avocado has no type information
         await lab.migrate()
         await lab.wait_primary()
         await lab.stop_traffic()
+
+    async def ignore_unplugs(self, lab: Lab) -> None:
+        """Take the slots from the guest's hotplug driver: nobody answers the attention button any more.
+
+        Needs a scenario with native hotplug.
+        """
+        await lab.vm.agent.run(
+            "cd /sys/bus/pci_express/drivers/pciehp && for port in 0000:*; do echo $port > unbind; done"
+        )
+
+    async def bound_the_wait(self, lab: Lab, policy: str) -> None:
+        """Let the next migration not wait long for the guest, and do then what the policy says."""
+        parameters = {"wait-unplug-timeout": UNPLUG_TIMEOUT_MS, "wait-unplug-policy": policy}
+        await lab.vm.execute("migrate-set-parameters", **parameters)
 
     def judge(self) -> Verdict:
         """Judge the run's records; the report is an artefact beside them."""
@@ -117,6 +145,15 @@ class LabTest(Test):  # type: ignore[misc]  # avocado has no type information
             self.assertEqual(len(tail), TAIL_PROBES, f"too few probes {direction} to judge")
             lost = [point.seq for point in tail if point.arrived is None]
             self.assertEqual(lost, [], f"probes {direction} lost at the end of the run")
+
+    def assert_untouched(self, lab: Lab, port: str = "a-primary") -> None:
+        """The traffic never left this port, a primary's, and the guest is on its host."""
+        verdict = self.judge()
+        self.assert_persists(verdict)
+        for direction, counts in verdict.counts.items():
+            self.assertEqual(counts.lost, 0, direction)
+        self.assert_route(verdict, [port])
+        self.assertEqual(lab.vm.name, port[0])
 
     def assert_sound(self, verdict: Verdict) -> None:
         """The records are complete, and nothing is lost or doubled before the first switch."""

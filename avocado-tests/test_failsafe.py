@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A failover that can't hang, lie or lose the primary, whatever the guest or the user does. Needs the series."""
 
-from labtest import LabTest
+from typing import Any
+
+from labtest import STOP_EDGE_S, LabTest
 from vnet_standby.lab.command import PRIMARY_ID, emulated_primary
+from vnet_standby.lab.events import Event
 from vnet_standby.lab.lab import Lab
 
 SLOW_MIB_S = 6  # leaves time to interfere with the RAM phase
-TIMEOUT_MS = 3000
 E1000E = "0x10d3"  # Intel 82574L, PCI device id
 NATIVE_UNPLUG_S = (
     15  # the attention button's 5 s (PCIe base spec 6.7.1.5), and the guest's own work
@@ -28,9 +30,9 @@ class FailSafe(LabTest):
         """
         async with self.lab(hotplug="pcie") as lab:
             await lab.start_vm()
-            await self.disable_hotplug(lab)
+            await self.ignore_unplugs(lab)
             await lab.start_traffic()
-            await lab.vm.execute("migrate-set-parameters", **{"wait-unplug-timeout": TIMEOUT_MS})
+            await self.bound_the_wait(lab, "fail")
             await lab.begin_migration()
             reason = await lab.failed_migration()
             self.assertIn("wait-unplug-timeout", reason)
@@ -62,6 +64,26 @@ class FailSafe(LabTest):
             reason = await lab.failed_migration()
             self.assertIn(PRIMARY_ID, reason)
             await lab.vm.execute("cont")
+            await lab.start_traffic()
+            await lab.stop_traffic()
+        self.assert_untouched(lab)
+
+    async def test_unplug_refused(self) -> None:
+        """A guest that is busy with the slot can't be asked: the migration fails, and the primary is usable."""
+        async with self.lab(hotplug="pcie") as lab:
+            await lab.start_vm()
+            await lab.begin_migration()
+            await self.slot_is_busy(lab)
+            await lab.vm.execute("stop")
+            await lab.failed_migration()
+            await lab.start_destination()
+            since = len(lab.events)
+            await lab.vm.execute("cont")
+            await lab.begin_migration()
+            reason = await lab.failed_migration()
+            self.assertIn("power indicator blinking", reason)
+            await lab.expect_guest("gone", NATIVE_UNPLUG_S, since)
+            await lab.wait_primary()
             await lab.start_traffic()
             await lab.stop_traffic()
         self.assert_untouched(lab)
@@ -132,17 +154,79 @@ class FailSafe(LabTest):
         self.assert_persists(verdict)
         self.assertEqual(self.route(verdict, "from_guest")[-1], "a-primary")
 
-    async def disable_hotplug(self, lab: Lab) -> None:
-        """Take the slots from the guest's hotplug driver: nobody answers the attention button any more."""
-        await lab.vm.agent.run(
-            "cd /sys/bus/pci_express/drivers/pciehp && for port in 0000:*; do echo $port > unbind; done"
-        )
+    async def slot_is_busy(self, lab: Lab) -> None:
+        """The guest has noticed the attention button, and waits for 5 s of its time before it ejects."""
+        await lab.vm.agent.run("grep -q 'will power off' /dev/kmsg")
 
-    def assert_untouched(self, lab: Lab, port: str = "a-primary") -> None:
-        """The traffic never left the primary."""
+
+class KeptPrimary(LabTest):
+    """What the guest does not give back goes along with it, where it can: wait-unplug-policy=keep-primary.
+
+    :avocado: tags=failsafe
+    """
+
+    def setUp(self) -> None:
+        """The policy is the series' own."""
+        self.require_standby_property()
+
+    async def test_e1000e(self) -> None:
+        await self.keep(primary="e1000e")
+
+    async def test_e1000(self) -> None:
+        await self.keep(primary="e1000")
+
+    async def test_guest_ejects_late(self) -> None:
+        """The guest ejects the primary while its RAM is on the way, and has it back at once; it goes along then."""
+        async with self.lab(hotplug="pcie", bandwidth_mib_s=SLOW_MIB_S) as lab:
+            await lab.start_vm()
+            await lab.start_traffic()
+            await self.bound_the_wait(lab, "keep-primary")
+            await lab.migrate()
+            await lab.wait_primary()
+            (pair,) = await lab.vm.execute("query-virtio-net-standby")
+            await lab.stop_traffic()
+        self.assertEqual(
+            self.changes(lab, "a")[-4:], ["unplug-requested", "kept", "ejected", "exposed"]
+        )
+        self.assertEqual(self.changes(lab, "b"), ["kept"])
+        self.assertEqual(pair["primary-state"], "exposed")
         verdict = self.judge()
         self.assert_persists(verdict)
-        for direction, counts in verdict.counts.items():
-            self.assertEqual(counts.lost, 0, direction)
-            self.assertEqual(self.route(verdict, direction), [port])
-        self.assertEqual(lab.vm.name, port[0])
+        ports = ["a-primary", "a-standby", "a-primary", "b-primary"]
+        self.assertEqual(self.route(verdict, "from_guest"), ports)
+
+    async def keep(self, **scenario: Any) -> None:
+        """The guest never answers; its traffic goes on by the primary, and its driver does not notice."""
+        async with self.lab(hotplug="pcie", **scenario) as lab:
+            await lab.start_vm()
+            await self.ignore_unplugs(lab)
+            await lab.start_traffic()
+            await self.bound_the_wait(lab, "keep-primary")
+            since = len(lab.events)
+            await lab.migrate()
+            (pair,) = await lab.vm.execute("query-virtio-net-standby")
+            links = lab.events.seen(lambda event: event.who == "guest", since)
+            await lab.stop_traffic()
+        self.assertEqual(self.changes(lab, "a")[-2:], ["unplug-requested", "kept"])
+        self.assertEqual(self.changes(lab, "b"), ["kept"])
+        self.assertEqual(pair["primary-state"], "unplug-requested")
+        self.assertEqual(links, [], "what the guest tells of its links")
+        verdict = self.judge()
+        self.assert_sound(verdict)
+        self.assert_persists(verdict)
+        self.assert_route(verdict, ["a-primary", "b-primary"])
+        (blackout,) = [switch for switch in verdict.switches if switch.kind == "blackout"]
+        outside = [
+            loss
+            for loss in verdict.losses
+            if loss.end < blackout.start - STOP_EDGE_S or loss.start > blackout.end
+        ]
+        self.assertEqual(outside, [], "losses outside of the blackout")
+
+    def changes(self, lab: Lab, host: str) -> list[object]:
+        """What became of the primary, as a host's QEMU tells."""
+
+        def tells(event: Event) -> bool:
+            return event.who == host and event.event == "VIRTIO_NET_STANDBY_PRIMARY"
+
+        return [event.data["change"] for event in lab.events.seen(tells)]

@@ -19,8 +19,7 @@ class LosslessTest(LabTest):
     @contextlib.asynccontextmanager
     async def managed(self, **scenario: Any) -> AsyncIterator[Lab]:
         """A VM on its primary, under traffic, with a host agent that has armed its pair."""
-        if not self.qemu().has_datapath_protocol:
-            self.cancel(f"{self.qemu().path} has no virtio-net property x-standby-datapath")
+        self.require_datapath_protocol()
         async with self.lab(guest="vnet-standby", driver="patched", **scenario) as lab:
             await lab.start_vm()
             await self.moved(lab, "primary", 0)
@@ -129,9 +128,8 @@ class Undone(LosslessTest):
 
     async def test_no_agent(self) -> None:
         """The bridge learns by itself; what the guest sends is not lost then either."""
+        self.require_datapath_protocol()
         async with self.lab(guest="vnet-standby", driver="patched", host_agent=False) as lab:
-            if not lab.topology.protocol:
-                self.cancel("this QEMU does not have the datapath protocol")
             await lab.start_vm()
             await lab.start_traffic()
             await lab.migrate()

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from labtest import BANDWIDTH_MIB_S, LabTest
+from vnet_standby.lab.command import PRIMARY_ID
 from vnet_standby.lab.emulated_host import TAP
 from vnet_standby.lab.lab import Lab
 from vnet_standby.lab.nested import Nested
@@ -125,6 +126,19 @@ class NestedHosts(NestedTest):
             await nested.kill("b")
             await lab.cancel_migration()
             await self.assert_stays(lab)
+
+    async def test_vf_is_not_kept(self) -> None:
+        """A VF has no state that could migrate: a guest that keeps it stays, whatever the policy."""
+        async with self.hosts(guest="net-failover", hotplug="pcie") as (lab, _):
+            await lab.start_vm()
+            await self.ignore_unplugs(lab)
+            await lab.start_traffic()
+            await self.bound_the_wait(lab, "keep-primary")
+            await lab.begin_migration()
+            reason = await lab.failed_migration()
+            self.assertIn(f"'{PRIMARY_ID}' can't migrate with the guest", reason)
+            await lab.stop_traffic()
+        self.assert_untouched(lab)
 
     async def test_ipv6(self) -> None:
         """A bridged PF gets the multicast that IPv6's neighbour discovery lives on."""

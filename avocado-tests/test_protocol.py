@@ -47,10 +47,7 @@ class ProtocolTest(LabTest):
     @contextlib.asynccontextmanager
     async def speaking(self, **scenario: Any) -> AsyncIterator[Lab]:
         """A VM on its primary whose driver and device have negotiated the protocol."""
-        if not self.qemu().has_datapath_protocol:
-            self.cancel(
-                f"{self.qemu().path} has no virtio-net property x-standby-datapath: no protocol to test"
-            )
+        self.require_datapath_protocol()
         async with self.lab(guest="vnet-standby", driver="patched", **scenario) as lab:
             await lab.start_vm()
             await self.until(lab, active_path_is_primary=1)

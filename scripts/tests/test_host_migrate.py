@@ -60,6 +60,20 @@ class Vms:
         command = [*self.command, *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
+    def disturbed(self, disturb: Callable[[subprocess.Popen[str]], None]) -> str:
+        """Run the command, disturb it while RAM is being sent, and return what it says last."""
+        with subprocess.Popen(
+            [*self.command, "--bandwidth", "1"], stderr=subprocess.PIPE, text=True
+        ) as running:
+            assert running.stderr is not None
+            for line in running.stderr:
+                if "status=active" in line:
+                    break
+            disturb(running)
+            said = running.stderr.read()
+            assert running.wait(30) == 1
+        return said.splitlines()[-1]
+
     @property
     def command(self) -> list[str]:
         """It, with both monitors."""
@@ -131,17 +145,7 @@ def test_the_time_limit_cancels(vms: Vms) -> None:
 def test_an_interrupt_cancels(vms: Vms, number: int) -> None:
     vms.start("a", ram=256)
     vms.start("b", *WAITING, ram=256)
-    with subprocess.Popen(
-        [*vms.command, "--bandwidth", "1"], stderr=subprocess.PIPE, text=True
-    ) as running:
-        assert running.stderr is not None
-        for line in running.stderr:
-            if "status=active" in line:
-                break
-        running.send_signal(number)
-        said = running.stderr.read()
-        assert running.wait(30) == 1
-    assert said.splitlines()[-1] == (
+    assert vms.disturbed(lambda running: running.send_signal(number)) == (
         "error: cancelled: interrupted; the guest goes on at the source"
     )
     assert vms.ask("a", "query-status")["status"] == "running"
@@ -150,18 +154,9 @@ def test_an_interrupt_cancels(vms: Vms, number: int) -> None:
 def test_a_destination_that_dies(vms: Vms) -> None:
     vms.start("a", ram=256)
     vms.start("b", *WAITING, ram=256)
-    with subprocess.Popen(
-        [*vms.command, "--bandwidth", "1"], stderr=subprocess.PIPE, text=True
-    ) as running:
-        assert running.stderr is not None
-        for line in running.stderr:
-            if "status=active" in line:
-                break
-        vms.processes["b"].kill()
-        said = running.stderr.read()
-        assert running.wait(30) == 1
-    assert said.splitlines()[-1].startswith("error: failed: ")
-    assert said.splitlines()[-1].endswith("; the guest goes on at the source")
+    said = vms.disturbed(lambda _running: vms.processes["b"].kill())
+    assert said.startswith("error: failed: ")
+    assert said.endswith("; the guest goes on at the source")
     deadline = time.monotonic() + 10
     while vms.ask("a", "query-status")["status"] != "running":
         assert time.monotonic() < deadline

@@ -280,30 +280,17 @@ class Lab:
         """Cancel the migration under way; the guest goes on at the source."""
         await self._lab_event("cancel")
         await self.vm.execute("migrate_cancel")
-        await self.wait_status("cancelled")
-        await self.stay()
-
-    async def failed_migration(self) -> str:
-        """Wait until the migration under way has failed, return the reason; the guest goes on at the source."""
-        await self.wait_status("failed")
-        result = await self.vm.execute("query-migrate")
-        await self.stay()
-        return str(result.get("error-desc", ""))
+        await self._stay("cancelled")
 
     async def kill_destination(self) -> None:
         """Let the destination crash in the migration under way; the guest goes on at the source."""
         assert self._destination is not None, "begin_migration() comes first"
         await self._destination.kill()
-        await self.wait_status("failed")
-        await self.stay()
+        await self.failed_migration()
 
-    async def stay(self) -> None:
-        """After a migration that did not complete: give a managed primary back, wait out the aftermath."""
-        await self._lab_event("migrated", await self.vm.execute("query-migrate"))
-        await self._end(self._other())
-        self._destination = None
-        await self._plug_managed(incoming=False)
-        await asyncio.sleep(AFTERMATH_S)
+    async def failed_migration(self) -> str:
+        """Wait until the migration under way has failed, return the reason; the guest goes on at the source."""
+        return await self._stay("failed")
 
     def write_records(self) -> None:
         """Write events.jsonl and run.json as far as they are known."""
@@ -343,6 +330,22 @@ class Lab:
         )
         self._commands[host] = vm.command
         return vm
+
+    async def _stay(self, status: str) -> str:
+        """Wait for the migration to end like this, give a managed primary back, wait out the aftermath.
+
+        Returns the reason that QEMU gives, if any.
+        """
+        ended = await self.wait_status(*_END_STATES)
+        if ended != status:
+            raise VnetStandbyError(f"the migration from {self.vm.name} is {ended}, not {status}")
+        result: dict[str, Any] = await self.vm.execute("query-migrate")
+        await self._lab_event("migrated", result)
+        await self._end(self._other())
+        self._destination = None
+        await self._plug_managed(incoming=False)
+        await asyncio.sleep(AFTERMATH_S)
+        return str(result.get("error-desc", ""))
 
     async def _plug_managed(self, *, incoming: bool) -> None:
         """Give the VM the primary of the host that it is on now, where that is management's task."""
