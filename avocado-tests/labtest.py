@@ -100,6 +100,12 @@ class LabTest(Test):  # type: ignore[misc]  # avocado has no type information
         await lab.wait_primary()
         await lab.stop_traffic()
 
+    async def counters(self, lab: Lab) -> dict[str, int]:
+        """What the guest's driver of a pair has counted."""
+        links = (await lab.vm.agent.links()).values()
+        (master,) = [link for link in links if link.driver == "virtio_net"]
+        return await lab.vm.agent.counters(master.name)
+
     async def ignore_unplugs(self, lab: Lab) -> None:
         """Take the slots from the guest's hotplug driver: nobody answers the attention button any more.
 

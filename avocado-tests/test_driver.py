@@ -65,11 +65,6 @@ class DriverTest(LabTest):
         (slave,) = [link for link in links if link.master == master.name]
         return master, slave
 
-    async def counters(self, lab: Lab) -> dict[str, int]:
-        links = (await lab.vm.agent.links()).values()
-        (master,) = [link for link in links if link.driver == "virtio_net"]
-        return await lab.vm.agent.counters(master.name)
-
     async def assert_active(self, lab: Lab, path: str) -> None:
         """The guest says that this path carries the traffic, and the peer's echo takes it, there and back."""
         before = await self.counters(lab)

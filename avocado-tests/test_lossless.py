@@ -16,6 +16,9 @@ SWITCH_S = 10
 
 
 class LosslessTest(LabTest):
+    forced: dict[str, int]
+    """How often the guest's driver has given the order up, by direction."""
+
     @contextlib.asynccontextmanager
     async def managed(self, **scenario: Any) -> AsyncIterator[Lab]:
         """A VM on its primary, under traffic, with a host agent that has armed its pair."""
@@ -26,6 +29,11 @@ class LosslessTest(LabTest):
             await lab.start_traffic()
             yield lab
             await lab.stop_traffic()
+            counters = await self.counters(lab)
+            self.forced = {
+                "to_guest": counters["rx_hold_forced"],
+                "from_guest": counters["tx_forced"],
+            }
 
     async def moved(self, lab: Lab, datapath: str, since: int) -> None:
         """The fabric has followed the guest, as the agent says."""
@@ -43,9 +51,15 @@ class LosslessTest(LabTest):
         await self.moved(lab, "primary", since)
 
     def assert_lossless(self, verdict: Verdict) -> None:
+        """Nothing is lost or twice, nor out of order, unless the driver says that it could not wait so long.
+
+        It holds frames for 50 (sending) or 90 ms (receiving) at most; a test machine may stand still for longer.
+        """
         for direction, counts in verdict.counts.items():
-            faults = counts.lost, counts.duplicated, counts.reordered
-            self.assertEqual(faults, (0, 0, 0), f"lost, duplicated, reordered {direction}")
+            faults = counts.lost, counts.duplicated
+            self.assertEqual(faults, (0, 0), f"lost, duplicated {direction}")
+            if not self.forced[direction]:
+                self.assertEqual(counts.reordered, 0, f"reordered {direction}")
         self.assert_persists(verdict)
 
 

@@ -55,11 +55,6 @@ class ProtocolTest(LabTest):
             report = await lab.vm.agent.run(f"dmesg | grep -E '{REPORTS}' || true")
             self.assertEqual(report, "", "the guest's kernel reports trouble")
 
-    async def counters(self, lab: Lab) -> dict[str, int]:
-        links = (await lab.vm.agent.links()).values()
-        (master,) = [link for link in links if link.driver == "virtio_net"]
-        return await lab.vm.agent.counters(master.name)
-
     async def until(self, lab: Lab, **wanted: int) -> dict[str, int]:
         """Return the counters as soon as those named are as wanted; no event tells of them."""
         deadline = time.monotonic() + SETTLE_S
