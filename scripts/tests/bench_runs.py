@@ -35,10 +35,12 @@ shutil.copytree({run!r}, folder, dirs_exist_ok=True)
 
 INTERRUPT_SECOND = """\
 if number == 2:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(pathlib.Path(folder, "ended").touch()))
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # it may come before it is waited for
     pathlib.Path(folder, "left-behind").touch()
     os.kill(os.getppid(), signal.SIGINT)
-    signal.pause()
+    signal.sigwait({signal.SIGTERM})
+    pathlib.Path(folder, "ended").touch()
+    sys.exit(1)
 """
 """The user gives Ctrl-C in the second run, which is ended by SIGTERM."""
 

@@ -3,11 +3,13 @@
 
 import json
 import os
+import signal
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_runs import FAIL_BOND, INTERRUPT_SECOND, Lab, a_plan, a_run
+from bench_runs import FAIL_BOND, INTERRUPT_SECOND, MIGRATE, RESUME, Lab, a_plan, a_run
 from test_report_outputs import Outline, plots, titles
 
 from vnet_standby.bench import bench, plan
@@ -20,6 +22,7 @@ from vnet_standby.bench.page import page
 from vnet_standby.bench.plan import Plan, jobs, run_folder
 from vnet_standby.bench.results import collect, failures, read
 from vnet_standby.bench.run import Record, read_record, time_left
+from vnet_standby.bench.words import cell_name
 from vnet_standby.errors import VnetStandbyError
 from vnet_standby.lab.host_agent import peak_kib
 
@@ -131,8 +134,10 @@ def test_an_interrupted_bench_goes_on_where_it_was_and_gives_one_result(
 ) -> None:
     out, a_bench = tmp_path / "bench", a_plan(VIRTIO, BOND, PATCHED)
     lab.behave(INTERRUPT_SECOND)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & ignores it
     with pytest.raises(KeyboardInterrupt):
         run(a_bench, out, said)
+    signal.signal(signal.SIGINT, before)
     interrupted = out / run_folder(BOND, 1)
     assert (interrupted / "ended").exists()
     assert read_record(interrupted) is None
@@ -201,7 +206,7 @@ def test_a_program_that_does_not_end_is_ended(
     lab: Lab, tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan, "_LIMIT_S", {"flat": 1})
-    lab.behave("signal.pause()")
+    lab.behave("signal.alarm(10); signal.pause()")
     result = run(a_plan(BOND), tmp_path / "bench", said)
     assert failures(result)[0].endswith("it had not ended after 1 s")
 
@@ -272,6 +277,7 @@ def test_a_runs_figures_are_what_its_records_say(tmp_path: Path) -> None:
     assert found["gap_to_guest_ms"] == found["gap_failover_to_guest_ms"]
     assert found["stop_to_resume_ms"] == pytest.approx(100)
     assert found["downtime_ms"] == 42
+    assert found["off_fast_path_s"] == pytest.approx(RESUME + 1 - MIGRATE - 0.1, abs=0.02)
     assert found["eject_ms"] == pytest.approx(248, abs=0.1)
     assert found["replug_ms"] == pytest.approx(750)
     assert found["agent_peak_mib"] == 20
@@ -392,7 +398,17 @@ def test_what_was_not_measured_is_a_dash_with_its_reason_and_no_markup_from_outs
     text = markdown(run(a_plan(BOND), tmp_path / "bench", said), ".")
     row = next(line for line in text.splitlines() if line.startswith("| [bond]"))
     assert set(row.split("|")[3:-1]) == {" – "}  # noqa: RUF001
-    assert r"- no answer from the guest; see \| its \<console\>: bond, stock QEMU" in text
+    assert r"- no answer from the guest; see \| its \<console\>: bond" in text
+
+
+def test_another_qemu_than_a_kinds_own_is_named_and_what_holds_for_all_is_told_once(
+    lab: Lab, tmp_path: Path, said: list[str]
+) -> None:
+    cells = BOND, Cell("bond", "mine"), VIRTIO
+    text = markdown(run(a_plan(*cells), tmp_path / "bench", said), ".")
+    assert "- no TCP stream in this cell: all" in text.splitlines()
+    assert "- it has no primary: virtio" in text.splitlines()
+    assert cell_name(asdict(cells[1])) == "bond, mine QEMU"
 
 
 def test_a_readme_gets_the_tables_between_the_marks_again_and_again(
@@ -452,7 +468,7 @@ def test_the_gaps_of_a_cell_are_one_bar_of_its_causes(
     assert [bar.get("class") for bar in bars] == ["failover", "blackout", "failback"]
     ends = [float(bar.get("x", 0)) + float(bar.get("width", 0)) for bar in bars]
     assert [float(bar.get("x", 0)) for bar in bars[1:]] == pytest.approx(ends[:-1], abs=0.2)
-    assert "bond, stock QEMU: failover 100 ms" in titles(to_guest)
+    assert "bond: failover 100 ms" in titles(to_guest)
 
 
 def test_one_bar_that_dwarfs_the_others_is_cut(lab: Lab, tmp_path: Path, said: list[str]) -> None:
@@ -555,7 +571,7 @@ def test_a_comparison_tells_of_another_ground_and_of_cells_that_one_lacks(
     b = {**a, "ground": {**a["ground"], "host kernel": "6.13"}, "cells": a["cells"][:1]}
     told = comparison(a, b).splitlines()
     assert "differs: host kernel: 6.12 | 6.13" in told
-    assert told[-1] == "only in A: virtio, stock QEMU"
+    assert told[-1] == "only in A: virtio"
 
 
 def test_what_is_no_result_is_refused(tmp_path: Path) -> None:

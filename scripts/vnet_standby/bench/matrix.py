@@ -23,7 +23,8 @@ _GUESTS: dict[Kind, GuestKind] = {
     "patched": "vnet-standby",
 }
 _DRIVERS: dict[Kind, Driver] = {"drop-in": "drop-in", "patched": "patched"}
-_OWN_QEMU = {kind: "patched" if kind == "patched" else "stock" for kind in KINDS}
+OWN_QEMU = {kind: "patched" if kind == "patched" else "stock" for kind in KINDS}
+"""The QEMU that a kind needs at least."""
 
 TCP_MIB_S = 50
 """More than emulated NICs take without KVM, less than keeps a migration from converging."""
@@ -98,7 +99,7 @@ class Block:
         axes = self.topologies, self.traffics, self.hotplugs, self.pairs, self.kinds
         for topology, traffic, hotplug, pairs, kind in itertools.product(*axes):
             plug = hotplug if kind != "virtio" else "acpi"
-            for qemu in self.qemus or (_OWN_QEMU[kind],):
+            for qemu in self.qemus or (OWN_QEMU[kind],):
                 for ram in self.rams or (RAM_MIB[topology],):
                     yield Cell(kind, qemu, plug, traffic, topology, ram, pairs, self.tcp)
 

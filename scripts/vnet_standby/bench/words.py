@@ -4,6 +4,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from vnet_standby.bench.matrix import OWN_QEMU
 from vnet_standby.lab.scenario import RAM_MIB, TRAFFIC_KINDS
 
 Cell = Mapping[str, Any]
@@ -35,8 +36,10 @@ def setting(cell: Cell) -> str:
 
 
 def cell_name(cell: Cell) -> str:
-    """What a cell is, in words."""
-    return ", ".join(filter(None, (kind_name(cell["kind"]), f"{cell['qemu']} QEMU", setting(cell))))
+    """What a cell is, in words; of its QEMU only if that is another than the kind's own."""
+    own = cell["qemu"] == OWN_QEMU[cell["kind"]]
+    qemu = "" if own else f"{cell['qemu']} QEMU"
+    return ", ".join(filter(None, (kind_name(cell["kind"]), qemu, setting(cell))))
 
 
 def number(value: float, unit: str) -> str:
