@@ -14,6 +14,8 @@ class DriverCost(LabTest):
     :avocado: tags=driver,cost
     """
 
+    timeout = 600
+
     async def test_over_the_bare_primary(self) -> None:
         qemu = self.qemu()
         kernel = self.params.get("kernel", default=None)
