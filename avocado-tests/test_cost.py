@@ -4,14 +4,17 @@
 from labtest import LabTest
 from vnet_standby.lab.cost import CostGuest, measure_cost
 
-SEND_BOUND = 250  # bonding takes 560 more, net_failover 1260
-RECEIVE_BOUND: dict[CostGuest, int] = {"drop-in": 300, "patched": 98}  # net_failover takes 98 more
+# Bounds leave room for another compiler, which lays memory out otherwise, not for chance: there is none.
+SEND_BOUND = 250
+RECEIVE_BOUND: dict[CostGuest, int] = {"drop-in": 270, "patched": 90}
 
 
 class DriverCost(LabTest):
     """
     :avocado: tags=driver,cost
     """
+
+    timeout = 900  # nine boots under the instruction counter
 
     async def test_over_the_bare_primary(self) -> None:
         qemu = self.qemu()

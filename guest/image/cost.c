@@ -11,7 +11,7 @@
  * output, and powers the guest off:
  *
  *   calibration TICKS            what a loop of two million instructions takes
- *   run PACKETS TICKS IRQS DIRECT    one line for each number of packets: what is constant drops out of the difference;
+ *   run PACKETS TICKS IRQS DIRECT    few packets and many, in turn: what is constant drops out of the difference;
  *                                    DIRECT is how many of them e1000e, the primary's driver, sent or received
  *   error TEXT
  */
@@ -19,7 +19,9 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <glob.h>
+#include <linux/ethtool.h>
 #include <linux/if_packet.h>
+#include <linux/sockios.h>
 #include <net/ethernet.h>
 #include <net/if.h>
 #include <net/if_arp.h>
@@ -41,7 +43,13 @@
 #define PAYLOAD 64
 #define BURST 32
 #define SETTLE_MS 10000 /* of the guest's time: links, announcements, address detection are over then */
-#define BURST_MS 2
+#define PAUSE_MS 2
+#define BURST_MS 4   /* from one to the next: the kernel's tick, so that each burst has the same share of it */
+#define BURST_AT_MS 1 /* after the tick */
+#define MODERATION_US 1000 /* longer than a burst: one interrupt for its first frame, one for all others */
+#define ROUNDS 7
+#define FEW (20 * BURST)
+#define MANY (100 * BURST)
 #define CALIBRATIONS 20
 #define CALIBRATION_ROUNDS 1000000UL /* of two instructions each */
 
@@ -104,22 +112,43 @@ static uint64_t sum_of(const char *path, const char *format)
 	return sum;
 }
 
-/* A counter of all of e1000e's netdevs. */
-static uint64_t direct_packets(const char *counter)
+/*
+ * A NIC that adapts its interrupts to the traffic has more of them when a packet costs more, at one cost and not at
+ * another: the same number a burst, whatever it costs.
+ */
+static void moderate(int fd, const char *netdev)
 {
-	uint64_t packets = 0;
+	struct ethtool_coalesce coalesce = { .cmd = ETHTOOL_GCOALESCE };
+	struct ifreq request = { .ifr_data = (void *)&coalesce };
+
+	snprintf(request.ifr_name, sizeof(request.ifr_name), "%s", netdev);
+	if (ioctl(fd, SIOCETHTOOL, &request))
+		fail("interrupt moderation");
+	coalesce.cmd = ETHTOOL_SCOALESCE;
+	coalesce.rx_coalesce_usecs = MODERATION_US;
+	if (ioctl(fd, SIOCETHTOOL, &request))
+		fail("interrupt moderation");
+}
+
+/* The netdev of e1000e, the primary's driver. */
+static const char *primary(void)
+{
+	static char name[IFNAMSIZ];
 	glob_t found;
 
-	if (glob("/sys/bus/pci/drivers/e1000e/*/net/*/statistics", 0, NULL, &found))
+	if (glob("/sys/bus/pci/drivers/e1000e/*/net/*", 0, NULL, &found))
 		fail("no e1000e");
-	for (size_t i = 0; i < found.gl_pathc; i++) {
-		char path[512];
-
-		snprintf(path, sizeof(path), "%s/%s", found.gl_pathv[i], counter);
-		packets += sum_of(path, "%llu");
-	}
+	snprintf(name, sizeof(name), "%s", basename(found.gl_pathv[0]));
 	globfree(&found);
-	return packets;
+	return name;
+}
+
+static uint64_t packets_of(const char *netdev, const char *counter)
+{
+	char path[512];
+
+	snprintf(path, sizeof(path), "/sys/class/net/%s/statistics/%s", netdev, counter);
+	return sum_of(path, "%llu");
 }
 
 static struct counters count(void)
@@ -178,7 +207,7 @@ static void send_packets(int fd, struct sockaddr_in peer, int packets)
 	for (int i = 0; i < packets; i++)
 		if (sendto(fd, payload, PAYLOAD, 0, (struct sockaddr *)&peer, sizeof(peer)) != PAYLOAD)
 			fail("sendto");
-	pause_ms(BURST_MS);
+	pause_ms(PAUSE_MS);
 }
 
 static uint16_t checksum(const void *data, size_t size)
@@ -230,68 +259,92 @@ static void mac_of(int fd, const char *netdev, uint8_t *mac)
 	memcpy(mac, request.ifr_hwaddr.sa_data, ETH_ALEN);
 }
 
-/* Returns how many arrived. */
-static int receive_packets(int fd, int injector, const struct frame *frame, int packets)
+static void wait_for_burst(void)
 {
-	char payload[PAYLOAD];
-	int arrived = 0;
+	struct timespec time;
+	long long ms;
 
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	ms = time.tv_sec * 1000LL + time.tv_nsec / 1000000;
+	ms += BURST_MS + BURST_AT_MS - ms % BURST_MS;
+	time.tv_sec = ms / 1000;
+	time.tv_nsec = ms % 1000 * 1000000;
+	clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &time, NULL);
+}
+
+struct job {
+	bool sends, listens;
+	int fd, injector;
+	struct sockaddr_in address;
+	struct frame frame;
+};
+
+static void receive_packets(const struct job *job, int packets)
+{
+	int expected = job->listens ? packets : 0, arrived = 0;
+	char payload[PAYLOAD];
+
+	wait_for_burst();
 	for (int sent = 0; sent < packets; sent += BURST) {
 		for (int i = 0; i < BURST; i++)
-			if (send(injector, frame, sizeof(*frame), 0) != sizeof(*frame))
+			if (send(job->injector, &job->frame, sizeof(job->frame), 0) != sizeof(job->frame))
 				fail("injecting");
-		pause_ms(BURST_MS);
-		while (recv(fd, payload, sizeof(payload), MSG_DONTWAIT) == PAYLOAD)
+		wait_for_burst();
+		while (recv(job->fd, payload, sizeof(payload), MSG_DONTWAIT) == PAYLOAD)
 			arrived++;
 	}
-	return arrived;
+	if (arrived != expected) {
+		errno = EIO;
+		fail("packets are missing or in excess");
+	}
+}
+
+static void run(const struct job *job, int packets)
+{
+	const char *counter = job->sends ? "tx_packets" : "rx_packets";
+	uint64_t direct = packets_of(primary(), counter);
+	struct counters before = count(), after;
+
+	if (job->sends)
+		send_packets(job->fd, job->address, packets);
+	else
+		receive_packets(job, packets);
+	after = count();
+	printf("run %d %llu %llu %llu\n", packets, (unsigned long long)(after.ticks - before.ticks),
+	       (unsigned long long)(after.irqs - before.irqs),
+	       (unsigned long long)(packets_of(primary(), counter) - direct));
 }
 
 int main(int argc, char **argv)
 {
-	static const int RUNS[] = { 320, 10240, 30720 }; /* the first one fills caches */
-	bool sends = argc == 4 && !strcmp(argv[1], "send");
-	bool listens = argc == 5 && !strcmp(argv[1], "receive");
-	struct sockaddr_in address = { .sin_family = AF_INET, .sin_port = htons(PORT) };
+	struct job job = { .address = { .sin_family = AF_INET, .sin_port = htons(PORT) } };
 	uint8_t mac[ETH_ALEN];
-	struct frame frame;
-	int fd, injector = -1;
 
-	if (!sends && !listens && !(argc == 5 && !strcmp(argv[1], "ignore"))) {
+	job.sends = argc == 4 && !strcmp(argv[1], "send");
+	job.listens = argc == 5 && !strcmp(argv[1], "receive");
+	if (!job.sends && !job.listens && !(argc == 5 && !strcmp(argv[1], "ignore"))) {
 		errno = EINVAL;
 		fail("usage: see cost.c");
 	}
-	if (inet_pton(AF_INET, argv[3], &address.sin_addr) != 1)
+	if (inet_pton(AF_INET, argv[3], &job.address.sin_addr) != 1)
 		fail(argv[3]);
 	pause_ms(SETTLE_MS);
 	calibrate();
-	fd = udp_socket();
-	if (sends) {
-		know_neighbour(fd, argv[2], address);
+	job.fd = udp_socket();
+	if (job.sends) {
+		know_neighbour(job.fd, argv[2], job.address);
 	} else {
-		mac_of(fd, argv[2], mac);
-		frame = frame_for(listens ? mac : NOBODYS_MAC, address.sin_addr.s_addr);
-		injector = packet_socket(argv[4]);
+		mac_of(job.fd, argv[2], mac);
+		job.frame = frame_for(job.listens ? mac : NOBODYS_MAC, job.address.sin_addr.s_addr);
+		job.injector = packet_socket(argv[4]);
+		moderate(job.fd, primary());
+		moderate(job.fd, argv[4]);
 	}
 
-	for (size_t i = 0; i < sizeof(RUNS) / sizeof(RUNS[0]); i++) {
-		const char *counter = sends ? "tx_packets" : "rx_packets";
-		uint64_t direct = direct_packets(counter);
-		struct counters before = count(), after;
-		int arrived = 0;
-
-		if (sends)
-			send_packets(fd, address, RUNS[i]);
-		else
-			arrived = receive_packets(fd, injector, &frame, RUNS[i]);
-		after = count();
-		if (!sends && arrived != (listens ? RUNS[i] : 0)) {
-			errno = EIO;
-			fail("packets are missing or in excess");
-		}
-		printf("run %d %llu %llu %llu\n", RUNS[i], (unsigned long long)(after.ticks - before.ticks),
-		       (unsigned long long)(after.irqs - before.irqs),
-		       (unsigned long long)(direct_packets(counter) - direct));
+	run(&job, FEW); /* fills caches */
+	for (int i = 0; i < ROUNDS; i++) {
+		run(&job, FEW);
+		run(&job, MANY);
 	}
 	finish();
 }

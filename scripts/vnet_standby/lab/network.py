@@ -58,10 +58,28 @@ async def create_network(taps: Sequence[str], management: Sequence[str] = ()) ->
             ) from error
 
 
+async def create_tap(name: str) -> None:
+    """Create a tap in the current network namespace, up, with nobody behind it.
+
+    Raises `VnetStandbyError` if the kernel lacks it.
+    """
+    async with AsyncIPRoute() as ip:
+        try:
+            await _add_tap(ip, name)
+        except (NetlinkError, OSError) as error:
+            raise VnetStandbyError(
+                f"the tap {name} can't be made: {error}; the kernel needs tun"
+            ) from error
+
+
 async def _add_taps(ip: AsyncIPRoute, taps: Sequence[str], bridge: str) -> None:
     for tap in taps:
-        await _add(ip, tap, kind="tuntap", mode="tap")
-        await _up(ip, tap, master=await _index(ip, bridge))
+        await _add_tap(ip, tap, master=await _index(ip, bridge))
+
+
+async def _add_tap(ip: AsyncIPRoute, name: str, **attributes: object) -> None:
+    await _add(ip, name, kind="tuntap", mode="tap")
+    await _up(ip, name, **attributes)
 
 
 async def _address(ip: AsyncIPRoute, name: str, address: str) -> None:
