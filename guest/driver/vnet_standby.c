@@ -77,6 +77,7 @@ enum {
 	VS_RX_HOLD_STANDBY,			/* the standby is the new path of a switch */
 	VS_RX_HOLD_PRIMARY,			/* the primary is */
 	VS_RX_XDP,				/* the master has a native XDP program */
+	VS_RX_DOWN,				/* the master is down */
 };
 
 #define VS_RX_HOLD(path)	((path) == VS_PRIMARY ? VS_RX_HOLD_PRIMARY : VS_RX_HOLD_STANDBY)
@@ -497,11 +498,22 @@ static rx_handler_result_t vs_drop_received(struct vs_pair *pair, struct sk_buff
 	return RX_HANDLER_CONSUMED;
 }
 
-/* What the primary receives enters the stack as the master's. Runs in softirq, under RCU. */
-static rx_handler_result_t vs_handle_frame(struct sk_buff **pskb)
+static rx_handler_result_t vs_pass_received(struct vs_pair *pair, struct sk_buff *skb)
 {
-	struct vs_pair *pair = rcu_dereference((*pskb)->dev->rx_handler_data);
-	struct vs_cpu_stats *stats;
+	struct vs_cpu_stats *stats = this_cpu_ptr(pair->stats);
+
+	skb->dev = pair->dev;
+	u64_stats_update_begin(&stats->syncp);
+	u64_stats_inc(&stats->rx_packets);
+	u64_stats_add(&stats->rx_bytes, skb->len);
+	u64_stats_update_end(&stats->syncp);
+	return RX_HANDLER_ANOTHER;
+}
+
+/* Not inlined: the registers that it saves would cost each frame more than the call costs these. */
+static noinline rx_handler_result_t vs_handle_unusual(struct sk_buff **pskb, struct vs_pair *pair)
+{
+	rx_handler_result_t result;
 	unsigned long state;
 	struct sk_buff *skb;
 
@@ -514,27 +526,32 @@ static rx_handler_result_t vs_handle_frame(struct sk_buff **pskb)
 
 	/* a frame that a native XDP program of the master can't see must not pass it by */
 	state = READ_ONCE(pair->rx_state);
-	if (unlikely(state & BIT(VS_RX_XDP) || !netif_running(pair->dev)))
+	if (state & (BIT(VS_RX_XDP) | BIT(VS_RX_DOWN)))
 		return vs_drop_received(pair, skb);
-	if (unlikely(skb->pkt_type != PACKET_HOST)) {
-		if (vs_is_group(skb) && !vs_accepts_group(pair, skb))
-			return vs_drop_received(pair, skb);
-		if (skb->pkt_type == PACKET_OTHERHOST &&
-		    ether_addr_equal_64bits(eth_hdr(skb)->h_dest, pair->dev->dev_addr))
-			skb->pkt_type = PACKET_HOST;
-	}
-	if (unlikely(vs_maybe_marker(skb)) && vs_take_marker(pair, skb, VS_PRIMARY))
+	if (vs_is_group(skb) && !vs_accepts_group(pair, skb))
+		return vs_drop_received(pair, skb);
+	if (skb->pkt_type == PACKET_OTHERHOST &&
+	    ether_addr_equal_64bits(eth_hdr(skb)->h_dest, pair->dev->dev_addr))
+		skb->pkt_type = PACKET_HOST;
+	if (vs_maybe_marker(skb) && vs_take_marker(pair, skb, VS_PRIMARY))
 		return RX_HANDLER_CONSUMED;
 
-	skb->dev = pair->dev;
-	stats = this_cpu_ptr(pair->stats);
-	u64_stats_update_begin(&stats->syncp);
-	u64_stats_inc(&stats->rx_packets);
-	u64_stats_add(&stats->rx_bytes, skb->len);
-	u64_stats_update_end(&stats->syncp);
-	if (unlikely(state & BIT(VS_RX_HOLD_PRIMARY)) && vs_hold_frame(pair, skb, VS_PRIMARY))
+	result = vs_pass_received(pair, skb);
+	if (state & BIT(VS_RX_HOLD_PRIMARY) && vs_hold_frame(pair, skb, VS_PRIMARY))
 		return RX_HANDLER_CONSUMED;
-	return RX_HANDLER_ANOTHER;
+	return result;
+}
+
+/* What the primary receives enters the stack as the master's. Runs in softirq, under RCU. */
+static rx_handler_result_t vs_handle_frame(struct sk_buff **pskb)
+{
+	struct sk_buff *skb = *pskb;
+	struct vs_pair *pair = rcu_dereference(skb->dev->rx_handler_data);
+
+	if (unlikely(skb->pkt_type != PACKET_HOST || skb_shared(skb) || vs_maybe_marker(skb) ||
+		     data_race(pair->rx_state)))
+		return vs_handle_unusual(pskb, pair);
+	return vs_pass_received(pair, skb);
 }
 
 static void vs_count_standby_drop(struct vs_pair *pair)
@@ -1619,6 +1636,7 @@ static void vs_master_event(struct vs_pair *pair, unsigned long event)
 		pair->registered = false;
 		break;
 	case NETDEV_UP:
+		clear_bit(VS_RX_DOWN, &pair->rx_state);
 		pair->open = true;
 		pair->open_attempts = VS_OPEN_ATTEMPTS;
 		vs_schedule_setup(pair);
@@ -1626,6 +1644,7 @@ static void vs_master_event(struct vs_pair *pair, unsigned long event)
 	case NETDEV_GOING_DOWN:
 		vs_use_standby(pair, "is not needed, the master goes down");
 		vs_end_rx_hold(pair);
+		set_bit(VS_RX_DOWN, &pair->rx_state);
 		break;
 	case NETDEV_DOWN:
 		vs_schedule_setup(pair);
@@ -1732,6 +1751,7 @@ struct failover *vnet_standby_create(struct net_device *dev, const struct vnet_s
 		return ERR_PTR(-ENOMEM);
 	}
 	pair->dev = dev;
+	pair->rx_state = BIT(VS_RX_DOWN);
 	pair->driver = driver;
 	pair->protocol = vs_has_protocol(pair);
 	spin_lock_init(&pair->hold_lock);
