@@ -14,7 +14,7 @@ class DriverCost(LabTest):
     :avocado: tags=driver,cost
     """
 
-    timeout = 600
+    timeout = 900  # nine boots under the instruction counter
 
     async def test_over_the_bare_primary(self) -> None:
         qemu = self.qemu()

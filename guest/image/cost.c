@@ -47,7 +47,7 @@
 #define BURST_MS 4   /* from one to the next: the kernel's tick, so that each burst has the same share of it */
 #define BURST_AT_MS 1 /* after the tick */
 #define MODERATION_US 1000 /* longer than a burst: one interrupt for its first frame, one for all others */
-#define ROUNDS 11
+#define ROUNDS 7
 #define FEW (20 * BURST)
 #define MANY (100 * BURST)
 #define CALIBRATIONS 20
