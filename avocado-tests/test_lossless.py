@@ -2,10 +2,11 @@
 """Not one packet lost: device, driver and host agent move the traffic together, and the gate spans the blackout."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from labtest import LabTest
+from vnet_standby.lab.agent import Link
 from vnet_standby.lab.command import PRIMARY_ID, STANDBY_ID
 from vnet_standby.lab.flat import Flat
 from vnet_standby.lab.lab import Lab
@@ -13,6 +14,10 @@ from vnet_standby.traffic.verdict import Verdict
 
 SLOW_MIB_S = 6  # leaves time to interfere with the RAM phase
 SWITCH_S = 10
+
+
+def _without_carrier(links: Sequence[Link]) -> bool:
+    return any(link.master and not link.carrier for link in links)
 
 
 class LosslessTest(LabTest):
@@ -88,6 +93,17 @@ class Lossless(LosslessTest):
 
     async def test_link_taken_down(self) -> None:
         """The operator takes the primary's link down through QEMU, which lets the guest leave it first."""
+        async with self.managed() as lab:
+            since = len(lab.events)
+            await lab.vm.execute("set_link", name=PRIMARY_ID, up=False)
+            await self.moved(lab, "standby", since)
+            await lab.wait_links(_without_carrier, "the guest noticing that the link is down")
+            await lab.vm.execute("set_link", name=PRIMARY_ID, up=True)
+            await self.moved(lab, "primary", since)
+        self.assert_lossless(self.judge())
+
+    async def test_link_up_at_once(self) -> None:
+        """The operator changes their mind when the guest has just left."""
         async with self.managed() as lab:
             since = len(lab.events)
             await lab.vm.execute("set_link", name=PRIMARY_ID, up=False)

@@ -158,6 +158,21 @@ class Levels(ProtocolTest):
     :avocado: tags=driver,protocol
     """
 
+    async def test_asked_while_down(self) -> None:
+        """A request that comes while the interface is down holds when it is up again."""
+        async with self.speaking(host_agent=False) as lab:
+            run = lab.vm.agent.run
+            since = len(lab.events)
+            await run("ip link set eth0 down")
+            await self.told(lab, since, "standby")
+            await self.ask_for(lab, "standby")
+            await run("ip link set eth0 up")
+            await lab.wait_primary()
+            await self.assert_reachable(lab)
+            await self.until(lab, active_path_is_primary=0)
+            await self.ask_for(lab, "primary")
+            await self.until(lab, active_path_is_primary=1)
+
     async def test_reset(self) -> None:
         """After a reset the device knows nothing: the driver says again where it is."""
         async with self.speaking(host_agent=False, resettable=True) as lab:
