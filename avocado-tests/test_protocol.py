@@ -34,13 +34,16 @@ HOLD_MS = 100
 FABRIC_MS = 500
 """What a fabric that never answers costs at a failback; the driver would wait for a second."""
 
+ALIAS = "56:54:00:76:6e:01"
+"""As a VF has it while the fabric delivers elsewhere."""
+
 MARKER = 0x88B5
 """The end marker's EtherType."""
 
 
-def marker(left: int, magic: bytes = b"VNSM") -> bytes:
+def marker(left: int, magic: bytes = b"VNSM", to: str = MAC) -> bytes:
     """An end marker of the path `left`; an ordinary frame if the magic is another."""
-    return bytes(Ether(src=PEER_MAC, dst=MAC, type=MARKER) / Raw(magic + bytes([left, *[0] * 41])))
+    return bytes(Ether(src=PEER_MAC, dst=to, type=MARKER) / Raw(magic + bytes([left, *[0] * 41])))
 
 
 class ProtocolTest(LabTest):
@@ -260,17 +263,29 @@ class Fabric(ProtocolTest):
             await self.assert_taken(lab, marker(left=1, magic=b"VNSX"), markers=0)
             await self.assert_reachable(lab)
 
+    async def test_marker_to_alias(self) -> None:
+        """A primary that has another MAC than the master is sent its markers by that."""
+        async with self.speaking(host_agent=False) as lab:
+            links = (await lab.vm.agent.links()).values()
+            (slave,) = [link for link in links if link.master]
+            await lab.vm.agent.run(f"ip link set {slave.name} address {ALIAS}")
+            await self.until(lab, active_path_is_primary=0)
+            await self.assert_counted(lab, marker(left=1, to=ALIAS), markers=1)
+
     async def assert_taken(self, lab: Lab, frame: bytes, markers: int) -> None:
         """The frame reaches the guest, and this many markers of it do not reach its stack."""
-        before = await self.counters(lab)
         unknown = await self.unhandled(lab)
+        await self.assert_counted(lab, frame, markers)
+        self.assertEqual(await self.unhandled(lab), unknown + 1 - markers)
+
+    async def assert_counted(self, lab: Lab, frame: bytes, markers: int) -> None:
+        """The driver finds this many markers in the frame."""
+        before = await self.counters(lab)
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
             sender.bind((PEER, 0))
             sender.send(frame)
         await self.assert_reachable(lab)
-        after = await self.counters(lab)
-        self.assertEqual(after["markers"], before["markers"] + markers)
-        self.assertEqual(await self.unhandled(lab), unknown + 1 - markers)
+        await self.until(lab, markers=before["markers"] + markers)
 
     async def unhandled(self, lab: Lab) -> int:
         """Frames that reached the stack, where nobody wanted them."""

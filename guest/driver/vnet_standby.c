@@ -427,6 +427,15 @@ static bool vs_maybe_marker(const struct sk_buff *skb)
 	return skb->protocol == htons(ETH_P_802_EX1);
 }
 
+/* A primary that is known by another address than the master's is reached by that. */
+static bool vs_is_addressed(const struct vs_pair *pair, const struct sk_buff *skb)
+{
+	const u8 *to = eth_hdr(skb)->h_dest;
+
+	return ether_addr_equal(to, pair->dev->dev_addr) ||
+	       ether_addr_equal(to, skb->dev->dev_addr);
+}
+
 /* Returns whether the frame was an end marker; it is gone then. */
 static bool vs_take_marker(struct vs_pair *pair, struct sk_buff *skb, u8 path)
 {
@@ -435,7 +444,7 @@ static bool vs_take_marker(struct vs_pair *pair, struct sk_buff *skb, u8 path)
 
 	marker = skb_header_pointer(skb, 0, sizeof(copy), &copy);
 	if (!pair->protocol || !marker || memcmp(marker->magic, vs_magic, sizeof(vs_magic)) ||
-	    !ether_addr_equal(eth_hdr(skb)->h_dest, pair->dev->dev_addr))
+	    !vs_is_addressed(pair, skb))
 		return false;
 
 	spin_lock(&pair->hold_lock);
