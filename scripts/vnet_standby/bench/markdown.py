@@ -50,7 +50,11 @@ _TIME = (
     _Column("off the fast path, s", ("off_fast_path_s",)),
     _Column("eject, ms", ("eject_ms",)),
     _Column("replug, ms", ("replug_ms",)),
-    _Column("TCP through it / before, MiB/s", ("tcp_through_mib_s", "tcp_before_mib_s")),
+    _Column(
+        "TCP before / through / after, MiB/s",
+        ("tcp_before_mib_s", "tcp_through_mib_s", "tcp_after_mib_s"),
+    ),
+    _Column("TCP sent again", ("tcp_retransmitted",)),
     _Column("host agent, MiB", ("agent_peak_mib",)),
 )
 

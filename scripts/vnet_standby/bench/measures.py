@@ -17,7 +17,7 @@ from vnet_standby.report.story import SPOKEN
 from vnet_standby.report.write import read_events, read_run
 from vnet_standby.traffic.verdict import DIRECTIONS, Direction, SwitchKind
 
-Unit = Literal["probes", "ms", "s", "MiB", "MiB/s", "instructions"]
+Unit = Literal["probes", "segments", "ms", "s", "MiB", "MiB/s", "instructions"]
 SWITCHES: tuple[SwitchKind, ...] = get_args(SwitchKind)
 
 
@@ -60,7 +60,9 @@ def _measures() -> Iterable[tuple[str, Measure]]:
     yield "migration_s", Measure("the migration as a whole", "s")
     yield "tcp_before_mib_s", Measure("TCP to guest before the migration", "MiB/s", "more")
     yield "tcp_through_mib_s", Measure("TCP to guest through the migration", "MiB/s", "more")
+    yield "tcp_after_mib_s", Measure("TCP to guest right after the migration", "MiB/s", "more")
     yield "tcp_stall_ms", Measure("longest stall of TCP", "ms")
+    yield "tcp_retransmitted", Measure("TCP sent again", "segments")
     yield "agent_peak_mib", Measure("peak memory of the host agent", "MiB")
     yield "noise_floor_ms", Measure("noise floor", "ms")
 
@@ -238,7 +240,9 @@ def _tcp(result: Result, cell: Cell) -> dict[str, Figure]:
     keys = {
         "tcp_before_mib_s": "before_mib_s",
         "tcp_through_mib_s": "through_mib_s",
+        "tcp_after_mib_s": "after_mib_s",
         "tcp_stall_ms": "longest_stall_ms",
+        "tcp_retransmitted": "retransmitted",
     }
     if result["tcp"] is None:
         missing = Missing("the TCP stream ended early") if cell.tcp else NO_TCP

@@ -86,8 +86,11 @@ def _tiles(story: Story) -> Iterable[tuple[str, str, str]]:
         yield "downtime", _ms(migration.downtime_ms), "as QEMU reports it"
     yield "on the standby", f"{verdict.time_on_standby_s:.2f} s", "of the run"
     if verdict.tcp:
-        through, before = verdict.tcp.through_mib_s, verdict.tcp.before_mib_s
-        yield "TCP to guest", f"{through:.1f} MiB/s", f"through the migration, {before:.1f} before"
+        tcp = verdict.tcp
+        rates = f"through the migration; {tcp.before_mib_s:.1f} before, {tcp.after_mib_s:.1f} after"
+        yield "TCP to guest", f"{tcp.through_mib_s:.1f} MiB/s", rates
+        again = f"longest stall {_ms(tcp.longest_stall_ms)}"
+        yield "TCP sent again", count(tcp.retransmitted, "segment"), again
     yield "noise floor", f"{verdict.noise_floor_ms:.2f} ms", "before the migration"
     if story.host_clocks:
         hosts = ", ".join(story.host_clocks)

@@ -364,8 +364,8 @@ def aligned(clocks: Mapping[str, float]) -> str:
 def achieved(tcp: Throughput) -> str:
     """Return what a TCP stream achieved, in a phrase."""
     return (
-        f"{tcp.before_mib_s:.1f} MiB/s before, {tcp.through_mib_s:.1f} MiB/s through the migration, "
-        f"longest stall {tcp.longest_stall_ms:.0f} ms"
+        f"{tcp.before_mib_s:.1f} MiB/s before, {tcp.through_mib_s:.1f} through, {tcp.after_mib_s:.1f} after; "
+        f"longest stall {tcp.longest_stall_ms:.0f} ms, {count(tcp.retransmitted, 'retransmission')}"
     )
 
 

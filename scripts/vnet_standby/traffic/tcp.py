@@ -3,7 +3,8 @@
 
     python -m vnet_standby.traffic.tcp --output DIR --rate MIB/S
 
-It ends like the other traffic programs (see `Stop`), and writes tcp.csv then: a line a sample, "host_ns,acked_bytes".
+It ends like the other traffic programs (see `Stop`), and writes tcp.csv then: a line a sample,
+"host_ns,acked_bytes,retransmitted".
 """
 
 import argparse
@@ -17,7 +18,7 @@ import time
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from vnet_standby.errors import VnetStandbyError
 from vnet_standby.traffic.probe import GUEST_ADDRESS
@@ -33,20 +34,28 @@ _RETRY_S = 0.1
 _BUFFER = bytes(1 << 16)
 _BACKLOG_BYTES = 1 << 19
 """What may wait in this machine: with more, a pause of the guest would look like one of the network later."""
-# linux/tcp.h, struct tcp_info: 8 bytes and 24 words, two rates, then tcpi_bytes_acked
-_ACKED_AT = 120
-_INFO_SIZE = _ACKED_AT + 8
+# linux/tcp.h, struct tcp_info: 8 bytes, 24 words of which the last is tcpi_total_retrans, two rates, tcpi_bytes_acked
+_INFO = struct.Struct("=100xI16xQ")
 _SO_MAX_PACING_RATE = 47  # asm-generic/socket.h
 
 _SETTLED_S = 1.0
 """At first TCP probes for what the path can take."""
 _AFTERMATH_S = 5.0
-"""How long after RESUME is still "through the migration": the failback is in it."""
+"""How long after RESUME is "after the migration": the failback is in it."""
 
 
-def stream(connection: socket.socket, stop: Stop) -> list[tuple[int, int]]:
-    """Send until told to stop; return the samples (ns of the host's clock, bytes acknowledged)."""
-    samples: list[tuple[int, int]] = []
+class Sample(NamedTuple):
+    """What the peer knows of its stream at a time."""
+
+    host_ns: int
+    acked_bytes: int
+    retransmitted: int
+    """Segments that were sent again so far."""
+
+
+def stream(connection: socket.socket, stop: Stop) -> list[Sample]:
+    """Send until told to stop; return the samples."""
+    samples: list[Sample] = []
     due = time.monotonic()
     while True:
         writable = [connection] if time.monotonic() < due else []
@@ -58,14 +67,15 @@ def stream(connection: socket.socket, stop: Stop) -> list[tuple[int, int]]:
             with contextlib.suppress(BlockingIOError):
                 connection.send(_BUFFER)
         if time.monotonic() >= due:
-            samples.append((time.time_ns(), acked_bytes(connection)))
+            samples.append(sample(connection))
             due = max(due + _SAMPLE_S, time.monotonic())
 
 
-def acked_bytes(connection: socket.socket) -> int:
-    """Return how much of what was sent the other end has acknowledged."""
-    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_SIZE)
-    return int(struct.unpack_from("=Q", info, _ACKED_AT)[0])
+def sample(connection: socket.socket) -> Sample:
+    """Return what the kernel knows of the stream now."""
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size)
+    retransmitted, acked = _INFO.unpack(info)
+    return Sample(time.time_ns(), acked, retransmitted)
 
 
 def connect(address: tuple[str, int], rate_mib_s: float) -> socket.socket:
@@ -87,53 +97,69 @@ def connect(address: tuple[str, int], rate_mib_s: float) -> socket.socket:
     return connection
 
 
-def write(run: Path, samples: Sequence[tuple[int, int]]) -> None:
+def write(run: Path, samples: Sequence[Sample]) -> None:
     """Write the record."""
-    lines = [f"{time_ns},{acked}" for time_ns, acked in samples]
-    (run / RECORD).write_text("\n".join(["host_ns,acked_bytes", *lines]) + "\n")
+    with (run / RECORD).open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Sample._fields)
+        writer.writerows(samples)
 
 
-def read(run: Path) -> list[tuple[int, int]] | None:
+def read(run: Path) -> list[Sample] | None:
     """Read the record of a run; None if it had no such stream."""
     path = run / RECORD
     if not path.exists():
         return None
     with path.open(newline="") as file:
         try:
-            return [(int(row["host_ns"]), int(row["acked_bytes"])) for row in csv.DictReader(file)]
+            return [
+                Sample(*(int(row[field]) for field in Sample._fields))
+                for row in csv.DictReader(file)
+            ]
         except (ValueError, KeyError, TypeError) as error:
             raise VnetStandbyError(f"{path} is malformed: {error}; measure again") from error
 
 
-def throughput(
-    samples: Sequence[tuple[int, int]], migrate_ns: int, resume_ns: int
-) -> Throughput | None:
+def throughput(samples: Sequence[Sample], migrate_ns: int, resume_ns: int) -> Throughput | None:
     """Judge a stream by when the migration was asked for and when the guest resumed.
 
-    None if there is too little of it before or after that.
+    None if there is too little of it in one of the three stretches.
     """
     if not samples:
         return None
-    begin_ns = samples[0][0] + round(_SETTLED_S * 1e9)
+    begin_ns = samples[0].host_ns + round(_SETTLED_S * 1e9)
     end_ns = resume_ns + round(_AFTERMATH_S * 1e9)
-    before = [sample for sample in samples if begin_ns <= sample[0] <= migrate_ns]
-    through = [sample for sample in samples if migrate_ns <= sample[0] <= end_ns]
-    if len(before) < 2 or len(through) < 2:
+    before = _between(samples, begin_ns, migrate_ns)
+    through = _between(samples, migrate_ns, resume_ns)
+    after = _between(samples, resume_ns, end_ns)
+    if min(map(len, (before, through, after))) < 2:
         return None
-    return Throughput(_mib_s(before), _mib_s(through), _longest_stall_ms(through))
+    migration = [*through, *after]
+    return Throughput(
+        before_mib_s=_mib_s(before),
+        through_mib_s=_mib_s(through),
+        after_mib_s=_mib_s(after),
+        longest_stall_ms=_longest_stall_ms(migration),
+        retransmitted=migration[-1].retransmitted - migration[0].retransmitted,
+    )
 
 
-def _mib_s(samples: Sequence[tuple[int, int]]) -> float:
-    (start_ns, first), (end_ns, last) = samples[0], samples[-1]
-    return (last - first) / (1 << 20) / ((end_ns - start_ns) / 1e9)
+def _between(samples: Sequence[Sample], start_ns: int, end_ns: int) -> list[Sample]:
+    return [sample for sample in samples if start_ns <= sample.host_ns <= end_ns]
 
 
-def _longest_stall_ms(samples: Sequence[tuple[int, int]]) -> float:
-    since, longest = samples[0][0], 0
-    for (_, before), (now_ns, acked) in pairwise(samples):
-        longest = max(longest, now_ns - since)
-        if acked > before:
-            since = now_ns
+def _mib_s(samples: Sequence[Sample]) -> float:
+    first, last = samples[0], samples[-1]
+    acked = last.acked_bytes - first.acked_bytes
+    return acked / (1 << 20) / ((last.host_ns - first.host_ns) / 1e9)
+
+
+def _longest_stall_ms(samples: Sequence[Sample]) -> float:
+    since, longest = samples[0].host_ns, 0
+    for before, now in pairwise(samples):
+        longest = max(longest, now.host_ns - since)
+        if now.acked_bytes > before.acked_bytes:
+            since = now.host_ns
     return longest / 1e6
 
 

@@ -102,9 +102,13 @@ class Throughput:
     before_mib_s: float
     """Before the migration was asked for."""
     through_mib_s: float
-    """From then until some seconds after RESUME, as far as it was recorded."""
+    """From then until RESUME."""
+    after_mib_s: float
+    """In the first seconds after RESUME, which have the failback in them."""
     longest_stall_ms: float
-    """The longest time in that stretch in which nothing was acknowledged."""
+    """The longest time in the two stretches of the migration in which nothing was acknowledged."""
+    retransmitted: int
+    """Segments that the peer sent again in these two stretches (RFC 4898, tcpEStatsPerfSegsRetrans)."""
 
 
 @dataclass(frozen=True)
