@@ -74,18 +74,26 @@ async def pairs(monitor: str, vf_macs: Mapping[str, str] | None = None) -> list[
 async def pairs_of(vm: Monitor, vf_macs: Mapping[str, str]) -> list[Pair]:
     """Return the pairs of a VM, which may have none; see `pairs`."""
     nics = await _nics(vm, vf_macs)
-    return [pair for path, nic in nics.items() if (pair := await _pair(vm, path, nic, nics))]
+    standbys = {path: nic for path, nic in nics.items() if nic.type.startswith("virtio-net-")}
+    others = {path: nic for path, nic in nics.items() if path not in standbys}
+    # each is asked once: a VM with many pairs has twice as many NICs, and this comes while it boots or resumes
+    primaries = {await vm.text(path, "failover_pair_id"): nic for path, nic in others.items()}
+    return [
+        pair
+        for path, nic in standbys.items()
+        if (pair := await _pair(vm, path, nic, primaries.get(nic.id), nics))
+    ]
 
 
 async def _nics(vm: Monitor, vf_macs: Mapping[str, str]) -> dict[str, Nic]:
-    """The NICs, and whatever else might be a primary, by QOM path."""
+    """The NICs, and what is passed through, by QOM path."""
     network = await vm.ask("human-monitor-command", **{"command-line": "info network"})
     backends = _backends(network or "")
     return {
-        f"{container}/{child['name']}": await _nic(vm, container, child, backends, vf_macs)
+        f"{container}/{child['name']}": nic
         for container in _CONTAINERS
         for child in await vm.ask("qom-list", path=container) or ()
-        if _type(child)
+        if _type(child) and (nic := await _nic(vm, container, child, backends, vf_macs))
     }
 
 
@@ -95,16 +103,20 @@ async def _nic(
     child: Mapping[str, str],
     backends: Mapping[str, tuple[str, str]],
     vf_macs: Mapping[str, str],
-) -> Nic:
+) -> Nic | None:
+    """A device as a NIC; None if it is none."""
     path = f"{container}/{child['name']}"
+    is_vfio = _type(child).startswith("vfio-pci")
+    mac = "" if is_vfio else (await vm.text(path, "mac")).lower()
+    if not mac and not is_vfio:
+        return None
     netdev = await vm.text(path, "netdev")
     kind, ifname = backends.get(netdev, ("", ""))
-    is_vfio = _type(child).startswith("vfio-pci")
     host_address = await vm.text(path, "host") if is_vfio else ""
     return Nic(
         id=child["name"] if container == _CONTAINERS[0] else path,
         type=_type(child),
-        mac=vf_macs.get(host_address, "") if is_vfio else (await vm.text(path, "mac")).lower(),
+        mac=mac or vf_macs.get(host_address, ""),
         netdev=netdev,
         backend=kind,
         ifname=ifname,
@@ -127,21 +139,14 @@ def _backends(info_network: str) -> dict[str, tuple[str, str]]:
     return found
 
 
-async def _pair(vm: Monitor, path: str, nic: Nic, nics: Mapping[str, Nic]) -> Pair | None:
-    if not nic.type.startswith("virtio-net-"):
-        return None
+async def _pair(
+    vm: Monitor, path: str, nic: Nic, primary: Nic | None, nics: Mapping[str, Nic]
+) -> Pair | None:
+    """The pair of a virtio-net device, if it has one; `primary` names it as its standby."""
     if await vm.get(path, "failover"):
-        primary = await _paired_by_id(vm, nic, nics)
         return Pair(nic, "failover", await _negotiated(vm, path), primary)
     if await vm.get(path, "standby"):
         return Pair(nic, "standby", await _negotiated(vm, path), _paired_by_mac(nic, nics))
-    return None
-
-
-async def _paired_by_id(vm: Monitor, standby: Nic, nics: Mapping[str, Nic]) -> Nic | None:
-    for path, nic in nics.items():
-        if await vm.text(path, "failover_pair_id") == standby.id:
-            return nic
     return None
 
 

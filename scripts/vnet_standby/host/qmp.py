@@ -124,6 +124,11 @@ class Monitor:
             for task in over:
                 task.cancel()
 
+    @property
+    def quiet(self) -> bool:
+        """Whether all that QEMU has said so far was taken from `events`."""
+        return self._listener.empty()
+
     def end_events(self) -> None:
         """Let `events` end."""
         self._enough.set()

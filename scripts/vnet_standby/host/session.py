@@ -3,7 +3,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
@@ -91,6 +91,7 @@ class Session:
         self.gate = ""
         self._monitor = monitor
         self._shop = workshop
+        self._stale: dict[str, bool] = {}
         self._taken: list[moves.Taken] = []
         self._queues: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -121,19 +122,19 @@ class Session:
         self.phase = (
             "incoming" if status == "inmigrate" else "away" if status in _AWAY else "running"
         )
-        await self._arm_all()
-        await self._bring_in_line()
+        await self._arm()
+        await self._bring_in_line(self._paths())
         if self.phase == "incoming":
             await self._arm_gate()
 
     async def follow_events(self) -> None:
         """Do what the events ask for, until the VM ends."""
         async for event in self._monitor.events():
-            handler = _HANDLERS.get(event.name)
-            if handler is None:
-                continue
             try:
-                await handler(self, event)
+                if handler := _HANDLERS.get(event.name):
+                    await handler(self, event)
+                if self._monitor.quiet:  # a VM with many pairs says this of each, in a burst
+                    await self._look_at_stale()
             except GoneError:
                 continue  # the events end, too
             except VnetStandbyError as error:
@@ -161,8 +162,16 @@ class Session:
 
     # the pairs, and what is behind them
 
-    async def _arm_all(self) -> None:
-        """Look at all pairs anew and arm them."""
+    async def _look_at_stale(self) -> None:
+        """Look anew at the pairs of which QEMU has said that something has changed."""
+        if not self._stale:
+            return
+        stale, self._stale = self._stale, {}
+        await self._arm(stale)
+        await self._bring_in_line([path for path, negotiated in stale.items() if negotiated])
+
+    async def _arm(self, paths: Collection[str] = ()) -> None:
+        """Look at all pairs anew, or at those with these QOM paths, and arm them."""
         try:
             told = await self._monitor.execute("query-virtio-net-standby")
         except RefusedError as error:
@@ -172,17 +181,25 @@ class Session:
             return
         macs = await self._shop.on_host(vf_macs)
         found = {pair.standby.id: pair for pair in await pairs_of(self._monitor, macs)}
-        before, self.pairs = self.pairs, {}
+        await self._shop.on_host(_reread)
+        before = self.pairs
+        self.pairs = {
+            name: pair for name, pair in before.items() if paths and pair.path not in paths
+        }
         for info in told:
+            if paths and info["path"] not in paths:
+                continue
             device = info.get("device") or info["path"].removesuffix("/virtio-backend")
             pair = before.get(device) or ManagedPair(device, info["path"], info["mac"].lower())
             self.pairs[device] = pair
-            await self._arm(pair, info, found.get(device))
+            await self._arm_pair(pair, info, found.get(device))
         if not told:
             self._say("not-armed", reason="the VM has no pair")
         self._shop.wards_changed()
 
-    async def _arm(self, pair: ManagedPair, info: Mapping[str, Any], found: Pair | None) -> None:
+    async def _arm_pair(
+        self, pair: ManagedPair, info: Mapping[str, Any], found: Pair | None
+    ) -> None:
         was = pair.unarmed
         try:
             await self._try_to_arm(pair, info, found)
@@ -219,9 +236,11 @@ class Session:
             )
         pair.unarmed = ""
 
-    async def _bring_in_line(self) -> None:
-        """Let the host be as the devices say it is."""
+    async def _bring_in_line(self, paths: Collection[str]) -> None:
+        """Let the host be as the devices with these QOM paths say it is."""
         for pair, fabric in self._armed():
+            if pair.path not in paths:
+                continue
             try:
                 await self._bring_pair_in_line(pair, fabric)
             except GoneError:
@@ -340,7 +359,8 @@ class Session:
         if self.phase != "running":
             return
         if pair.fabric and pair.fabric.uplink is None and to == "primary":
-            await self._arm_all()  # the primary has come since
+            self._stale.setdefault(pair.path, False)  # the primary has come since
+            await self._look_at_stale()
         if pair.unarmed or pair.fabric is None:
             return
         if cause == "reset":
@@ -349,17 +369,16 @@ class Session:
         else:
             await self._follow(pair, pair.fabric, to, cause)
 
-    async def _on_negotiated(self, _event: Event) -> None:
-        await self._arm_all()
-        await self._bring_in_line()
+    async def _on_negotiated(self, event: Event) -> None:
+        self._stale[event.data["path"]] = True
 
     async def _on_primary(self, event: Event) -> None:
         if event.data["change"] == "exposed" and self.phase == "running":
-            await self._arm_all()
+            self._stale.setdefault(event.data["path"], False)
 
     async def _on_deleted(self, _event: Event) -> None:
         if self.phase == "running":
-            await self._arm_all()
+            await self._arm()
 
     async def _on_fabric(self, event: Event) -> None:
         self._say(
@@ -391,8 +410,8 @@ class Session:
         if not self._taken:  # there was no gate; first of all, because QEMU is slow to answer now
             await self._take_all()
         self._taken.clear()
-        await self._arm_all()
-        await self._bring_in_line()
+        await self._arm()
+        await self._bring_in_line(self._paths())
 
     async def _on_gate(self, event: Event) -> None:
         number, state = event.data["id"], event.data["state"]
@@ -480,6 +499,9 @@ class Session:
 
     # helpers
 
+    def _paths(self) -> list[str]:
+        return [pair.path for pair in self.pairs.values()]
+
     def _armed(self) -> list[tuple[ManagedPair, Fabric]]:
         pairs = self.pairs.values()
         return [(pair, pair.fabric) for pair in pairs if pair.fabric and not pair.unarmed]
@@ -510,8 +532,11 @@ class Session:
         self._shop.journal(event, vm=self.vm, **data)
 
 
-def _find(host: Host, ward: Ward) -> Fabric:
+def _reread(host: Host) -> None:
     host.network.reread()
+
+
+def _find(host: Host, ward: Ward) -> Fabric:
     return find_pair_fabric(host, ward.mac, ward.tap_name, ward.primary_tap, ward.address)
 
 
