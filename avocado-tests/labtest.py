@@ -19,7 +19,7 @@ from vnet_standby.lab.binaries import image_under_test, qemu_under_test
 from vnet_standby.lab.command import QemuBinary
 from vnet_standby.lab.demo import topology_of
 from vnet_standby.lab.lab import Lab
-from vnet_standby.lab.scenario import Scenario
+from vnet_standby.lab.scenario import MAC, Scenario
 from vnet_standby.report.write import write
 from vnet_standby.traffic.analysis import judge
 from vnet_standby.traffic.verdict import Direction, Verdict
@@ -101,9 +101,9 @@ class LabTest(Test):  # type: ignore[misc]  # avocado has no type information
         await lab.stop_traffic()
 
     async def counters(self, lab: Lab) -> dict[str, int]:
-        """What the guest's driver of a pair has counted."""
+        """What the guest's driver has counted for the pair that carries the probes."""
         links = (await lab.vm.agent.links()).values()
-        (master,) = [link for link in links if link.driver == "virtio_net"]
+        (master,) = [link for link in links if link.driver == "virtio_net" and link.mac == MAC]
         return await lab.vm.agent.counters(master.name)
 
     async def ignore_unplugs(self, lab: Lab) -> None:

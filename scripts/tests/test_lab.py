@@ -3,10 +3,12 @@
 
 import asyncio
 import json
+import re
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +16,7 @@ from vnet_standby.build.image import GuestImage
 from vnet_standby.errors import VnetStandbyError
 from vnet_standby.lab.agent import Agent, Link
 from vnet_standby.lab.command import (
+    MAX_PAIRS,
     QemuBinary,
     assigned_primary,
     boot_arguments,
@@ -85,6 +88,32 @@ def test_a_spare_port_is_empty() -> None:
     added = [option for option in spare if option not in plain]
     assert [option.split(",")[:2] for option in added] == [["pcie-root-port", "id=rp-spare"]]
     assert twin_device()["bus"] == "rp-spare"
+
+
+def test_further_pairs_have_their_own_of_everything() -> None:
+    """Two devices that shared a port, a tap or a MAC would be one for QEMU, the bridge or the guest."""
+    scenario = Scenario(guest="vnet-standby", driver="patched", pairs=MAX_PAIRS)
+    arguments = flat(scenario).vm_arguments("b", RUN, incoming=True)
+    given = [dict(re.findall(r"([\w-]+)=([^,]+)", argument)) for argument in arguments]
+    ports = [o for o in given if o.get("bus") == "pcie.0"]
+    assert len({o["addr"] for o in ports if "addr" in o}) == 2 * (MAX_PAIRS - 1)
+    assert len({o["slot"] for o in ports}) == len(ports) == 2 * MAX_PAIRS
+    for key in ("ifname", "netdev"):
+        assert len({o[key] for o in given if key in o}) == 2 * MAX_PAIRS
+    nics = [o for o in given if "mac" in o]
+    assert {o["bus"] for o in nics} == {o["id"] for o in ports}
+    standbys = {o["id"]: o["mac"] for o in nics if "failover" in o}
+    primaries = {o["failover_pair_id"]: o["mac"] for o in nics if "failover_pair_id" in o}
+    assert standbys == primaries
+    assert len(set(standbys.values())) == MAX_PAIRS
+    assert standbys["standby0"] == MAC
+    assert all(o.get("x-standby-datapath") == "on" for o in nics if "failover" in o)
+
+
+@pytest.mark.parametrize("impossible", [{"guest": "bond"}, {"topology": "nested", "primary": "vf"}])
+def test_several_pairs_where_they_can_not_be_are_refused(impossible: dict[str, Any]) -> None:
+    with pytest.raises(VnetStandbyError, match="can't have 2 pairs"):
+        Scenario(**impossible, pairs=2)
 
 
 def test_management_owns_the_primary_of_a_standby_property() -> None:

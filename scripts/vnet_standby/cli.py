@@ -26,6 +26,7 @@ from vnet_standby.build.series import apply, check, check_sanitized, refresh
 from vnet_standby.errors import VnetStandbyError
 from vnet_standby.host.cli import add_agent, add_migrate
 from vnet_standby.lab.binaries import image_under_test, qemu_under_test
+from vnet_standby.lab.command import MAX_PAIRS
 from vnet_standby.lab.cost import COST_GUESTS, CostGuest, GuestCost, measure_cost
 from vnet_standby.lab.demo import jobs_of, measure_migration, topology_of
 from vnet_standby.lab.scenario import (
@@ -138,6 +139,13 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
         choices=("same", "none", *models),
         default=default.destination_primary,
         help="the one on host b (%(default)s)",
+    )
+    add(
+        "--pairs",
+        type=number(1, MAX_PAIRS),
+        default=default.pairs,
+        metavar="N",
+        help="pairs of standby and primary; the probes use the first (%(default)s)",
     )
     add(
         "--traffic",
@@ -262,6 +270,7 @@ def _demo(options: argparse.Namespace) -> None:
         hotplug=options.hotplug,
         primary=options.primary or PRIMARY_MODELS[options.topology][0],
         destination_primary=options.destination_primary,
+        pairs=options.pairs,
         traffic=options.traffic,
         rate_hz=options.rate,
         tcp_mib_s=options.tcp,

@@ -12,12 +12,18 @@ from vnet_standby.lab.network import PREFIX_LENGTH
 from vnet_standby.lab.scenario import MAC, Host, Scenario
 from vnet_standby.traffic.probe import GUEST_ADDRESS
 
+MAX_PAIRS = 16
 STANDBY_ID = "standby0"
 PRIMARY_ID = "primary0"
 TWIN_ID = "twin0"
 
 _BOOT_SETTINGS = "boot-settings.img"
 _SECTOR = 512  # bytes; a disk has whole ones
+
+_FUNCTIONS = 8  # of a PCI device
+_FURTHER_PORTS = {"standby": 0x10, "primary": 0x12}
+"""The first PCI device whose functions are root ports for further pairs."""
+_FIRST_FURTHER_SLOT = 16
 
 _PREFERRED_MACHINE = (
     "pc-q35-10.0"  # the series' base; both builds have it, so streams between them compare
@@ -160,19 +166,63 @@ def nic_arguments(
     return arguments
 
 
+def further_pair_arguments(
+    scenario: Scenario, host: Host, *, incoming: bool, protocol: bool
+) -> list[str]:
+    """The VM's pairs but the first.
+
+    Their root ports are functions of few PCI devices: the root bus has 32, and a port of its own for each NIC of 16
+    pairs would not leave one for anything else.
+    """
+    arguments: list[str] = []
+    for number in range(1, scenario.pairs):
+        device, function = divmod(number - 1, _FUNCTIONS)
+        for kind, (datapath, first) in enumerate(_FURTHER_PORTS.items()):
+            name = f"{datapath}{number}"
+            slot = _FIRST_FURTHER_SLOT + 2 * number + kind
+            arguments += [
+                "-device", f"pcie-root-port,id=rp-{name},bus=pcie.0,addr={first + device:#x}.{function},"
+                f"multifunction=on,chassis={slot},slot={slot}",
+                "-netdev", f"tap,id=net-{name},ifname={host}-{name},script=no,downscript=no,vhost=off",
+            ]  # fmt: skip
+        primary = emulated_primary(scenario, host, incoming=incoming, number=number)
+        arguments += ["-device", _option(_standby(scenario, protocol, "", number))]
+        arguments += ["-device", _option(primary)]
+    return arguments
+
+
+def further_taps(scenario: Scenario, host: Host) -> list[str]:
+    """The taps of a host for all pairs but the first."""
+    return [
+        f"{host}-{datapath}{number}"
+        for number in range(1, scenario.pairs)
+        for datapath in _FURTHER_PORTS
+    ]
+
+
+def _mac(number: int) -> str:
+    """The MAC of a pair; the first one's is the one that the probes go to."""
+    octets = bytearray.fromhex(MAC.replace(":", ""))
+    octets[-1] += number
+    return octets.hex(":")
+
+
 def _datapaths(scenario: Scenario) -> list[str]:
     datapaths = {"standby": scenario.standby, "primary": scenario.has_primary}
     return [name for name, there in datapaths.items() if there]
 
 
-def emulated_primary(scenario: Scenario, host: Host, *, incoming: bool) -> dict[str, str]:
-    """A NIC that QEMU emulates as the primary, as device_add wants it; the host must be one that has a primary."""
+def emulated_primary(
+    scenario: Scenario, host: Host, *, incoming: bool, number: int = 0
+) -> dict[str, str]:
+    """A NIC that QEMU emulates as a pair's primary, as device_add wants it; the host must be one that has a primary."""
+    other = incoming and not number
     return {
         "driver": str(scenario.primary_on(host)),
-        "netdev": "net-primary",
-        "mac": scenario.destination_primary_mac if incoming else MAC,
+        "netdev": f"net-primary{number or ''}",
+        "mac": scenario.destination_primary_mac if other else _mac(number),
         "romfile": "",
-        **_primary(scenario),
+        **_primary(scenario, number),
     }
 
 
@@ -181,9 +231,9 @@ def assigned_primary(scenario: Scenario, address: str) -> dict[str, str]:
     return {"driver": "vfio-pci", "host": address, **_primary(scenario)}
 
 
-def _primary(scenario: Scenario) -> dict[str, str]:
-    pair = {} if scenario.managed else {"failover_pair_id": STANDBY_ID}
-    return {"id": PRIMARY_ID, "bus": "rp-primary", **pair}
+def _primary(scenario: Scenario, number: int = 0) -> dict[str, str]:
+    pair = {} if scenario.managed else {"failover_pair_id": f"standby{number}"}
+    return {"id": f"primary{number}", "bus": f"rp-primary{number or ''}", **pair}
 
 
 def twin_device() -> dict[str, str]:
@@ -191,13 +241,13 @@ def twin_device() -> dict[str, str]:
     return {"driver": "e1000e", "id": TWIN_ID, "bus": "rp-spare", "mac": MAC, "romfile": ""}
 
 
-def _standby(scenario: Scenario, protocol: bool, identity: str) -> dict[str, str]:
+def _standby(scenario: Scenario, protocol: bool, identity: str, number: int = 0) -> dict[str, str]:
     device = {
         "driver": "virtio-net-pci",
-        "id": STANDBY_ID,
-        "netdev": "net-standby",
-        "bus": "rp-standby",
-        "mac": MAC,
+        "id": f"standby{number}",
+        "netdev": f"net-standby{number or ''}",
+        "bus": f"rp-standby{number or ''}",
+        "mac": _mac(number),
         "romfile": "",
     }
     if scenario.paired:

@@ -2,9 +2,10 @@
 """The flat topology: both hosts are QEMUs on this machine, whose taps are ports of one bridge."""
 
 import contextlib
+import signal
 import tempfile
 from asyncio.subprocess import Process
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from vnet_standby.lab.command import (
     QemuBinary,
     boot_arguments,
     emulated_primary,
+    further_pair_arguments,
+    further_taps,
     host_agent_arguments,
     machine_arguments,
     nic_arguments,
@@ -69,19 +72,35 @@ class Flat:
 
     async def create(self, events: EventLog, run: Path) -> None:
         """Make the bridge and its ports, and start the host agent."""
-        await create_network(list(self.ports))
+        further = [tap for host in _HOSTS for tap in further_taps(self._scenario, host)]
+        await create_network([*self.ports, *further])
         if self.has_agent:
             # not in `run`: the path of a UNIX socket has at most 107 bytes
             folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="vnet-standby-"))
             self._monitors = Path(folder)
-            agent = host_agent(self._monitors, events, run / "agent.log")
-            self._agent = await self._stack.enter_async_context(agent)
+            await self.start_agent(events, run)
+
+    async def start_agent(self, events: EventLog, run: Path) -> None:
+        """Start the host agent, for instance one that takes over from one that was killed."""
+        agent = host_agent(self._monitors, events, run / "agent.log")
+        self._agent = await self._stack.enter_async_context(agent)
 
     async def kill_agent(self) -> None:
         """End the host agent as a crash would."""
         assert self._agent is not None, "has_agent says whether there is one"
         self._agent.kill()
         await self._agent.wait()
+
+    @contextlib.contextmanager
+    def stalled_agent(self) -> Iterator[None]:
+        """Meanwhile the host agent does nothing, as if the host gave it no time; it may be killed."""
+        assert self._agent is not None, "has_agent says whether there is one"
+        self._agent.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            if self._agent.returncode is None:
+                self._agent.send_signal(signal.SIGCONT)
 
     async def close(self) -> None:
         """End the agent; the network goes with its namespace."""
@@ -107,6 +126,7 @@ class Flat:
             *nic_arguments(
                 scenario, f"{host}-standby", None if absent else primary, tap, protocol=self.protocol
             ),
+            *further_pair_arguments(scenario, host, incoming=incoming, protocol=self.protocol),
             *(host_agent_arguments(self._monitors / f"{host}.qmp") if self.has_agent else []),
         ]  # fmt: skip
 

@@ -23,9 +23,9 @@ _END_S = 30
 async def host_agent(monitors: Path, events: EventLog, log: Path) -> AsyncIterator[Process]:
     """An agent for the VMs whose monitors are in a folder; what it journals becomes events of the run.
 
-    `log` gets what it has to say besides. Raises `VnetStandbyError` if it does not start, or does not end.
+    What it has to say besides is appended to `log`. Raises `VnetStandbyError` if it does not start, or does not end.
     """
-    with log.open("wb") as errors:
+    with log.open("ab") as errors:
         process = await asyncio.create_subprocess_exec(
             # no agent outlives a lab that was killed and could not clean up
             "setpriv", "--pdeathsig", "TERM",

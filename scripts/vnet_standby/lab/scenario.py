@@ -57,6 +57,9 @@ class Scenario:
     primary: PrimaryModel = "e1000e"
     destination_primary: DestinationPrimary = "same"
     """The primary on host b: another model than on host a, the same, or none."""
+    pairs: int = 1
+    """How many pairs of a standby and a primary the VM has. The probes use the first, the others fail over beside it;
+    flat topology only, and guests whose NICs QEMU pairs."""
     traffic: TrafficKind = "both"
     """to-guest: the guest falls silent before the migration, so that nothing of its own re-teaches the bridge."""
     rate_hz: int = 200
@@ -90,7 +93,7 @@ class Scenario:
     """Whether `Lab.reset` can boot the VM anew, with other settings; flat topology only."""
 
     def __post_init__(self) -> None:
-        """Check that the topology has the primaries."""
+        """Check that the topology has the primaries, and so many pairs."""
         for model in (self.primary, self.destination_primary):
             if model not in {"same", "none", *PRIMARY_MODELS[self.topology]}:
                 raise VnetStandbyError(
@@ -99,6 +102,11 @@ class Scenario:
                 )
         if self.resettable and self.topology != "flat":
             raise VnetStandbyError("only a VM of the flat topology can be reset by the lab")
+        if self.pairs > 1 and not self.can_have_pairs:
+            raise VnetStandbyError(
+                f"a {self.guest} guest in the {self.topology} topology can't have {self.pairs} pairs; several need "
+                "the flat one and a guest that QEMU pairs: vnet-standby or net-failover"
+            )
 
     def primary_on(self, host: Host) -> PrimaryModel | None:
         """The primary that the VM has on a host; None if it has none there."""
@@ -123,6 +131,11 @@ class Scenario:
     def paired(self) -> bool:
         """Whether virtio-net offers VIRTIO_NET_F_STANDBY, so that the guest pairs its NICs by itself."""
         return self.guest in {"vnet-standby", "net-failover"}
+
+    @property
+    def can_have_pairs(self) -> bool:
+        """Whether the lab can give the VM several pairs."""
+        return self.topology == "flat" and self.paired and not self.managed
 
     @property
     def managed(self) -> bool:
