@@ -6,6 +6,7 @@ The spec is qemu-patches/spec/virtio-net-standby-datapath.md. QEMU's half has qt
 
 import asyncio
 import contextlib
+import re
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -139,6 +140,19 @@ class Switching(ProtocolTest):
             await lab.vm.agent.run("modprobe e1000e")
             await self.told(lab, since, "primary")
             await self.until(lab, active_path_is_primary=1)
+
+    async def test_xdp(self) -> None:
+        """A program on the master sees each frame that the guest gets: while there is one, no primary is used."""
+        async with self.speaking() as lab:
+            since = len(lab.events)
+            said = await lab.vm.agent.run(f"xdp eth0 'ping -c 20 -i 0.1 -W 2 {PEER_ADDRESS}'")
+            await self.told(lab, since, "standby")
+            await self.told(lab, since, "primary")
+            await self.until(lab, active_path_is_primary=1)
+            await self.assert_reachable(lab)
+        received = int(re.findall(r"(\d+) packets received", said)[0])
+        self.assertEqual(int(said.splitlines()[-1]), received, "what the program has seen")
+        self.assertGreater(received, 10)
 
     async def test_carrier_lost(self) -> None:
         """What the driver could not plan is told, and named as forced."""

@@ -33,7 +33,7 @@ _INITRAMFS = GUEST / "initramfs.gz"
 _PICKED = GUEST / "kernel"  # of the kernel's files, those that the image needs
 _BUSYBOX = "busybox-static"
 _FOLDERS = ("bin", "dev", "etc", "proc", "root", "run", "sbin", "sys", "tmp", "usr/bin", "usr/sbin")
-_PROGRAMS = ("agent", "cost")
+_PROGRAMS = ("agent", "cost", "xdp")
 COMPILER_FLAGS = ("-std=gnu11", "-static", "-O2", "-s", "-Wall", "-Wextra", "-Werror")
 # the image is a function of its sources: no file in it is younger than the epoch
 _TIME_STAMP = 0
