@@ -10,7 +10,8 @@
  * virtio_net calls vnet_standby_create() before it registers its netdev and vnet_standby_destroy()
  * after it has unregistered it. Everything between is done through a copy of the netdev's
  * operations and from notifiers. What configures the primary runs from a work item: a notifier may
- * run under a lock of the very device that it is about.
+ * run under a lock of the very device that it is about. Such work is freezable: a suspended
+ * virtio_net has no queues, not even to read their statistics.
  *
  * With VIRTIO_NET_F_STANDBY_DATAPATH the device and the driver agree on each switch. Four things
  * move, each at its own time: what the driver has told the device (told), where the fabric delivers
@@ -37,6 +38,7 @@
 #include <net/failover.h>
 #include <net/sch_generic.h>
 
+#include "compat.h"
 #include "vnet_standby.h"
 
 /* A frame can be lost, and so can its answer: announce each switch more than once. */
@@ -122,6 +124,7 @@ struct vs_pair {
 
 	/* under RTNL */
 	struct net_device __rcu *primary;
+	struct net_device *follower;		/* to be moved to the master's network namespace */
 	const struct ethtool_ops *standby_ethtool_ops;
 	struct ethtool_ops ethtool_ops;
 	struct list_head list;
@@ -206,15 +209,22 @@ static bool vs_can_send(const struct net_device *primary)
 	return (READ_ONCE(primary->state) & (wanted | BIT(__LINK_STATE_NOCARRIER))) == wanted;
 }
 
-/*
- * Whether a frame that fits the master's features fits the primary's as it is. Only what is sure
- * without asking the driver: everything else takes the way through the primary's qdisc, where the
- * stack adapts it.
- */
-static bool vs_fits(const struct sk_buff *skb, const struct net_device *primary)
+/* What the primary can do for a frame; most drivers need not be asked. */
+static netdev_features_t vs_features(struct sk_buff *skb, const struct net_device *primary)
 {
 	const struct net_device_ops *ops = primary->netdev_ops;
 
+	if (!ops->ndo_features_check || ops->ndo_features_check == passthru_features_check)
+		return primary->features;
+	return netif_skb_features(skb);
+}
+
+/*
+ * Whether a frame that fits the master's features fits the primary's as it is, and nothing about it
+ * is unusual: everything else takes the way through the primary's qdisc, where the stack adapts it.
+ */
+static bool vs_fits(struct sk_buff *skb, const struct net_device *primary)
+{
 	if (skb_is_gso(skb) || skb_vlan_tag_present(skb) || skb->encapsulation ||
 	    eth_type_vlan(skb->protocol))
 		return false;
@@ -222,8 +232,13 @@ static bool vs_fits(const struct sk_buff *skb, const struct net_device *primary)
 		return false;
 	if (skb->ip_summed != CHECKSUM_PARTIAL)
 		return true;
-	return (primary->features & NETIF_F_HW_CSUM) && !skb_csum_is_sctp((struct sk_buff *)skb) &&
-	       (!ops->ndo_features_check || ops->ndo_features_check == passthru_features_check);
+	return !skb_csum_is_sctp(skb) && (vs_features(skb, primary) & NETIF_F_HW_CSUM);
+}
+
+/* A queue of the master, or one that was full; the stack would take it for that of the receiver. */
+static void vs_forget_queue(struct sk_buff *skb)
+{
+	skb_set_queue_mapping(skb, 0);
 }
 
 static u16 vs_pick_queue(struct sk_buff *skb, struct net_device *primary)
@@ -232,6 +247,7 @@ static u16 vs_pick_queue(struct sk_buff *skb, struct net_device *primary)
 
 	if (primary->real_num_tx_queues == 1)
 		return 0;
+	vs_forget_queue(skb);
 	if (ops->ndo_select_queue)
 		return netdev_cap_txqueue(primary, ops->ndo_select_queue(primary, skb, NULL));
 	return netdev_cap_txqueue(primary, netdev_pick_tx(primary, skb, NULL));
@@ -244,9 +260,13 @@ static u16 vs_pick_queue(struct sk_buff *skb, struct net_device *primary)
  */
 static bool vs_nothing_waits(struct Qdisc *qdisc)
 {
-	if (!(qdisc->flags & TCQ_F_CAN_BYPASS) || !qdisc_is_empty(qdisc))
+	if (vs_qdisc_defers(qdisc))
 		return false;
-	/* a frame leaves the qdisc while that counts as running: in this order, none is missed */
+	/* a frame is in the next place before it leaves one: in this order, none is missed */
+	smp_rmb();
+	if (!qdisc_is_empty(qdisc))
+		return false;
+	/* the same */
 	smp_rmb();
 	return !qdisc_is_running(qdisc);
 }
@@ -259,13 +279,15 @@ static bool vs_xmit_direct(struct sk_buff *skb, struct net_device *primary)
 {
 	struct netdev_queue *txq;
 	int rc = NETDEV_TX_BUSY;
+	struct Qdisc *qdisc;
 	u16 queue;
 
 	if (!vs_fits(skb, primary) || dev_nit_active(primary))
 		return false;
 	queue = vs_pick_queue(skb, primary);
 	txq = netdev_get_tx_queue(primary, queue);
-	if (!vs_nothing_waits(rcu_dereference_bh(txq->qdisc)))
+	qdisc = rcu_dereference_bh(txq->qdisc);
+	if (!(qdisc->flags & TCQ_F_CAN_BYPASS) || !vs_nothing_waits(qdisc))
 		return false;
 
 	skb_set_queue_mapping(skb, queue);
@@ -287,8 +309,10 @@ static netdev_tx_t vs_xmit_primary(struct vs_pair *pair, struct net_device *prim
 
 	skb->dev = primary;
 	direct = vs_xmit_direct(skb, primary);
-	if (unlikely(!direct))
+	if (unlikely(!direct)) {
+		vs_forget_queue(skb);
 		rc = dev_queue_xmit(skb);
+	}
 
 	u64_stats_update_begin(&stats->syncp);
 	if (likely(rc == NET_XMIT_SUCCESS || rc == NET_XMIT_CN)) {
@@ -362,6 +386,19 @@ static void vs_release_soon(struct vs_pair *pair)
 	mod_delayed_work(system_bh_wq, &pair->release_work, 0);
 }
 
+/*
+ * The marker ends the queue that it came on. What came before it on others waits for other CPUs to
+ * poll it, and nothing tells when they have: give them time.
+ */
+static void vs_release_marked(struct vs_pair *pair, const struct net_device *left)
+{
+	if (left->real_num_rx_queues == 1)
+		vs_release_soon(pair);
+	else
+		mod_delayed_work(system_bh_wq, &pair->release_work,
+				 msecs_to_jiffies(VS_DRAIN_STEP_MS));
+}
+
 /* Give the stack what was held, the oldest first. In softirq, or with softirqs off. */
 static void vs_release_held(struct vs_pair *pair)
 {
@@ -391,6 +428,8 @@ static void vs_release_work(struct work_struct *work)
 	struct vs_pair *pair = container_of(work, struct vs_pair, release_work.work);
 	unsigned long holds;
 
+	/* not every kernel runs this in softirq */
+	local_bh_disable();
 	spin_lock(&pair->hold_lock);
 	holds = READ_ONCE(pair->rx_state) & VS_RX_HOLDS;
 	if (holds) {
@@ -401,6 +440,7 @@ static void vs_release_work(struct work_struct *work)
 	spin_unlock(&pair->hold_lock);
 	if (holds)
 		vs_release_held(pair);
+	local_bh_enable();
 }
 
 /* Returns whether the frame, of the path that it has come on, waits for the other path's marker. */
@@ -449,7 +489,7 @@ static bool vs_take_marker(struct vs_pair *pair, struct sk_buff *skb, u8 path)
 	pair->markers++;
 	if (marker->left == path && test_bit(VS_RX_HOLD(!path), &pair->rx_state)) {
 		pair->marked = true;
-		vs_release_soon(pair);
+		vs_release_marked(pair, skb->dev);
 	}
 	spin_unlock(&pair->hold_lock);
 	consume_skb(skb);
@@ -556,6 +596,7 @@ static rx_handler_result_t vs_handle_frame(struct sk_buff **pskb)
 	struct vs_pair *pair = rcu_dereference(skb->dev->rx_handler_data);
 
 	if (unlikely(skb->pkt_type != PACKET_HOST || skb_shared(skb) || vs_maybe_marker(skb) ||
+		     /* a frame beside the setting of a bit is one that came before it */
 		     data_race(pair->rx_state)))
 		return vs_handle_unusual(pskb, pair);
 	return vs_pass_received(pair, skb);
@@ -681,7 +722,7 @@ static bool vs_tell(struct vs_pair *pair, u8 datapath, u8 flags)
 		pair->datapath_set_refused++;
 		vs_end_rx_hold(pair);
 		/* STANDBY_WANTED, perhaps, and a change of it is told; if not, try again */
-		queue_delayed_work(system_wq, &pair->setup_work, VS_FABRIC_WAIT);
+		queue_delayed_work(system_freezable_wq, &pair->setup_work, VS_FABRIC_WAIT);
 		return false;
 	}
 	pair->datapath_set_sent++;
@@ -693,7 +734,7 @@ static bool vs_tell(struct vs_pair *pair, u8 datapath, u8 flags)
 }
 
 /* Whether the primary may transmit: the fabric delivers there, or has had its time. */
-static bool vs_fabric_agrees(struct vs_pair *pair)
+static bool vs_fabric_agrees(struct vs_pair *pair, const struct net_device *primary)
 {
 	unsigned long end;
 
@@ -702,17 +743,22 @@ static bool vs_fabric_agrees(struct vs_pair *pair)
 	/* two moves of the fabric at once keep no order, and a failback can wait */
 	if (pair->told == VS_STANDBY && (pair->fabric_on_primary || vs_holds_received(pair)) &&
 	    time_before(jiffies, pair->told_at + VS_FABRIC_WAIT)) {
-		queue_delayed_work(system_wq, &pair->setup_work,
+		queue_delayed_work(system_freezable_wq, &pair->setup_work,
 				   msecs_to_jiffies(VS_DRAIN_STEP_MS));
 		return false;
 	}
 	if (!vs_tell(pair, VS_PRIMARY, 0))
 		return false;
+	if (pair->fabric_on_primary)
+		return true;
+	/* by another address the primary may not send before the fabric lets it */
+	if (!ether_addr_equal(primary->dev_addr, pair->dev->dev_addr))
+		return false;
 	end = pair->told_at + VS_FABRIC_WAIT;
-	if (pair->fabric_on_primary || time_after_eq(jiffies, end))
+	if (time_after_eq(jiffies, end))
 		return true;
 	/* the change of the configuration comes earlier, unless the fabric is late */
-	queue_delayed_work(system_wq, &pair->setup_work, end - jiffies);
+	queue_delayed_work(system_freezable_wq, &pair->setup_work, end - jiffies);
 	return false;
 }
 
@@ -861,12 +907,7 @@ static bool vs_qdiscs_are_empty(struct net_device *primary)
 
 	rcu_read_lock();
 	for (i = 0; i < primary->real_num_tx_queues; i++) {
-		struct Qdisc *qdisc = rcu_dereference(netdev_get_tx_queue(primary, i)->qdisc);
-
-		if (!qdisc_is_empty(qdisc))
-			empty = false;
-		smp_rmb();	/* see vs_nothing_waits() */
-		if (qdisc_is_running(qdisc))
+		if (!vs_nothing_waits(rcu_dereference(netdev_get_tx_queue(primary, i)->qdisc)))
 			empty = false;
 	}
 	rcu_read_unlock();
@@ -993,7 +1034,7 @@ static void vs_announce_once(struct vs_pair *pair)
 static void vs_announce_later(struct vs_pair *pair)
 {
 	if (pair->announcements)
-		mod_delayed_work(system_wq, &pair->announce_work, VS_ANNOUNCE_INTERVAL);
+		mod_delayed_work(system_freezable_wq, &pair->announce_work, VS_ANNOUNCE_INTERVAL);
 }
 
 static void vs_announce(struct vs_pair *pair)
@@ -1071,7 +1112,7 @@ static void vs_update(struct vs_pair *pair)
 		obstacle = vs_obstacle(pair, primary);
 		if (obstacle)
 			vs_use_standby(pair, obstacle);
-		else if (vs_fabric_agrees(pair))
+		else if (vs_fabric_agrees(pair, primary))
 			vs_use_primary(pair, primary);
 	}
 	vs_update_acceptance(pair);
@@ -1139,22 +1180,33 @@ static bool vs_is_nic(const struct net_device *dev)
 	       dev->dev.parent && dev_is_pci(dev->dev.parent);
 }
 
-/* The registered pair that a NIC belongs to by its address, or NULL. */
+static bool vs_is_beside(const struct vs_pair *pair, const struct net_device *nic)
+{
+	return net_eq(dev_net(pair->dev), dev_net(nic));
+}
+
+/*
+ * The registered pair that a NIC belongs to by its address, or NULL. One in the NIC's own network
+ * namespace goes first.
+ */
 static struct vs_pair *vs_pair_for(const struct net_device *nic)
 {
-	struct vs_pair *pair;
+	struct vs_pair *pair, *elsewhere = NULL;
 
 	if (!vs_is_nic(nic))
 		return NULL;
 	list_for_each_entry(pair, &vs_pairs, list) {
-		if (!pair->registered || !net_eq(dev_net(pair->dev), dev_net(nic)))
+		if (!pair->registered)
 			continue;
 		/* another host's primary may come before the news of its address */
 		vs_read_device(pair);
-		if (vs_has_address_of(pair, nic))
+		if (!vs_has_address_of(pair, nic))
+			continue;
+		if (vs_is_beside(pair, nic))
 			return pair;
+		elsewhere = pair;
 	}
-	return NULL;
+	return elsewhere;
 }
 
 /*
@@ -1178,6 +1230,12 @@ static void vs_tell_udev(struct net_device *nic)
 {
 	if (nic->reg_state == NETREG_REGISTERED)
 		kobject_uevent(&nic->dev.kobj, KOBJ_CHANGE);
+}
+
+static void vs_let_go(struct net_device *nic)
+{
+	vs_unmark(nic);
+	vs_tell_udev(nic);
 }
 
 static void vs_set_mtu(struct vs_pair *pair, struct net_device *primary, int mtu)
@@ -1244,6 +1302,8 @@ static void vs_enslave(struct vs_pair *pair, struct net_device *nic)
 {
 	int err;
 
+	if (pair->follower == nic)
+		pair->follower = NULL;
 	/* up already: it was there first. Closing it takes the addresses away that IPv6 gave it. */
 	dev_close(nic);
 	vs_mark(nic);
@@ -1271,6 +1331,7 @@ static void vs_enslave(struct vs_pair *pair, struct net_device *nic)
 	call_netdevice_notifiers(NETDEV_JOIN, nic);
 }
 
+/* The primary stays marked: vs_let_go() is the caller's, or it follows its master. */
 static void vs_release(struct vs_pair *pair, struct net_device *primary)
 {
 	vs_use_standby(pair, "is leaving");
@@ -1281,16 +1342,18 @@ static void vs_release(struct vs_pair *pair, struct net_device *primary)
 	netdev_rx_handler_unregister(primary);
 	netdev_upper_dev_unlink(primary, pair->dev);
 	vs_remove_filters(pair->dev, primary);
-	vs_unmark(primary);
-	vs_tell_udev(primary);
 	netdev_info(pair->dev, "%s is no longer the primary\n", primary->name);
 }
 
 static void vs_leave_alone(const struct vs_pair *pair, struct net_device *nic)
 {
-	vs_unmark(nic);
-	vs_tell_udev(nic);
+	vs_let_go(nic);
 	netdev_warn(pair->dev, "%s has the same MAC address, too, and is left alone\n", nic->name);
+}
+
+static bool vs_is_free(struct net_device *nic)
+{
+	return !netdev_is_rx_handler_busy(nic) && !netdev_master_upper_dev_get(nic);
 }
 
 static void vs_look_for_primary(struct vs_pair *pair)
@@ -1298,14 +1361,44 @@ static void vs_look_for_primary(struct vs_pair *pair)
 	struct net_device *nic;
 
 	for_each_netdev(dev_net(pair->dev), nic) {
-		if (vs_pair_for(nic) != pair || netdev_is_rx_handler_busy(nic) ||
-		    netdev_master_upper_dev_get(nic))
+		if (vs_pair_for(nic) != pair || !vs_is_free(nic))
 			continue;
 		if (!rtnl_dereference(pair->primary))
 			vs_enslave(pair, nic);
 		else if (nic->flags & IFF_SLAVE)
 			vs_leave_alone(pair, nic);
 	}
+}
+
+/*
+ * Two kinds of NIC follow the master into its network namespace: what was its primary when it was
+ * moved, and what is plugged while it is not in init_net, where the kernel puts each new NIC.
+ * Where somebody has moved a NIC to, it stays.
+ */
+static void vs_move_follower(struct vs_pair *pair)
+{
+	struct net_device *nic = pair->follower;
+	struct net *net = dev_net(pair->dev);
+	int err;
+
+	/* the kernel is about to move the master on from a namespace that dies */
+	if (!check_net(net))
+		return;
+	pair->follower = NULL;
+	/* somebody else's by now, and so is the mark */
+	if (!vs_is_free(nic))
+		return;
+	if (rtnl_dereference(pair->primary)) {
+		vs_leave_alone(pair, nic);
+		return;
+	}
+	/* the event of its arrival makes the pair look for it there */
+	err = dev_change_net_namespace(nic, net, "eth%d");
+	if (!err)
+		return;
+	vs_let_go(nic);
+	netdev_err(pair->dev, "%s can't follow into this network namespace (%d): the standby is used\n",
+		   nic->name, err);
 }
 
 static void vs_open_primary(struct vs_pair *pair, struct net_device *primary)
@@ -1316,12 +1409,29 @@ static void vs_open_primary(struct vs_pair *pair, struct net_device *primary)
 	if (!err)
 		return;
 	if (--pair->open_attempts) {
-		queue_delayed_work(system_wq, &pair->setup_work, VS_OPEN_INTERVAL);
+		queue_delayed_work(system_freezable_wq, &pair->setup_work, VS_OPEN_INTERVAL);
 		return;
 	}
 	pair->open = false;
 	netdev_err(pair->dev, "primary %s can't be opened (%d): the standby is used\n",
 		   primary->name, err);
+}
+
+/*
+ * What is sent has passed the master's features; what is received only the primary's. Of those GRO
+ * is the one that both have, and that the user sets for the stack's sake, not the NIC's.
+ */
+static void vs_sync_gro(const struct vs_pair *pair, struct net_device *primary)
+{
+	netdev_features_t wanted = primary->wanted_features & ~NETIF_F_GRO;
+
+	wanted |= pair->dev->features & NETIF_F_GRO;
+	if (wanted == primary->wanted_features)
+		return;
+	netdev_lock_ops(primary);
+	primary->wanted_features = wanted;
+	netdev_update_features(primary);
+	netdev_unlock_ops(primary);
 }
 
 static void vs_setup(struct vs_pair *pair)
@@ -1332,7 +1442,11 @@ static void vs_setup(struct vs_pair *pair)
 	if (pair->look)
 		vs_look_for_primary(pair);
 	pair->look = false;
+	if (pair->follower)
+		vs_move_follower(pair);
 	primary = rtnl_dereference(pair->primary);
+	if (primary)
+		vs_sync_gro(pair, primary);
 	if (primary && !netif_running(pair->dev))
 		dev_close(primary);
 	else if (primary && pair->open)
@@ -1353,7 +1467,7 @@ static void vs_setup_work(struct work_struct *work)
 
 static void vs_schedule_setup(struct vs_pair *pair)
 {
-	mod_delayed_work(system_wq, &pair->setup_work, 0);
+	mod_delayed_work(system_freezable_wq, &pair->setup_work, 0);
 }
 
 /* The master's operations: what virtio_net does, and the same for the primary */
@@ -1631,15 +1745,31 @@ static void vs_primary_event(struct vs_pair *pair, struct net_device *primary, u
 		vs_primary_goes_down(pair, primary);
 		break;
 	case NETDEV_UNREGISTER:
+		/* or somebody moves it to another namespace */
 		vs_release(pair, primary);
+		vs_let_go(primary);
 		break;
+	}
+}
+
+static void vs_master_leaves(struct vs_pair *pair)
+{
+	struct net_device *primary = rtnl_dereference(pair->primary);
+
+	pair->registered = false;
+	if (primary) {
+		vs_release(pair, primary);
+		pair->follower = primary;
+	}
+	/* one that is only moved to another namespace stays registered; REGISTER is next */
+	if (pair->dev->reg_state != NETREG_REGISTERED && pair->follower) {
+		vs_let_go(pair->follower);
+		pair->follower = NULL;
 	}
 }
 
 static void vs_master_event(struct vs_pair *pair, unsigned long event)
 {
-	struct net_device *primary = rtnl_dereference(pair->primary);
-
 	switch (event) {
 	case NETDEV_REGISTER:
 		pair->registered = true;
@@ -1647,10 +1777,7 @@ static void vs_master_event(struct vs_pair *pair, unsigned long event)
 		vs_schedule_setup(pair);
 		break;
 	case NETDEV_UNREGISTER:
-		/* or a move to another namespace: REGISTER follows */
-		if (primary)
-			vs_release(pair, primary);
-		pair->registered = false;
+		vs_master_leaves(pair);
 		break;
 	case NETDEV_UP:
 		clear_bit(VS_RX_DOWN, &pair->rx_state);
@@ -1664,6 +1791,7 @@ static void vs_master_event(struct vs_pair *pair, unsigned long event)
 		set_bit(VS_RX_DOWN, &pair->rx_state);
 		break;
 	case NETDEV_DOWN:
+	case NETDEV_FEAT_CHANGE:
 		vs_schedule_setup(pair);
 		break;
 	case NETDEV_CHANGE:
@@ -1682,23 +1810,62 @@ static void vs_master_event(struct vs_pair *pair, unsigned long event)
 	}
 }
 
-static void vs_nic_event(struct net_device *nic, unsigned long event)
+/* Neither udev nor IPv6 has seen it yet. */
+static void vs_nic_is_new(struct net_device *nic)
+{
+	struct vs_pair *pair = vs_pair_for(nic);
+
+	if (!pair || rtnl_dereference(pair->primary))
+		return;
+	/* devlink can make a NIC appear in a namespace that somebody has chosen */
+	if (vs_is_beside(pair, nic) || net_eq(dev_net(nic), &init_net))
+		vs_mark(nic);
+}
+
+static void vs_nic_appears(struct net_device *nic)
+{
+	struct vs_pair *pair = vs_pair_for(nic);
+	bool beside = pair && vs_is_beside(pair, nic);
+
+	/* without the mark it is not new, but was moved there */
+	if (!pair || (!beside && !(nic->flags & IFF_SLAVE)))
+		return;
+	if (rtnl_dereference(pair->primary) || (!beside && pair->follower)) {
+		vs_leave_alone(pair, nic);
+		return;
+	}
+	if (beside)
+		pair->look = true;
+	else
+		pair->follower = nic;
+	vs_schedule_setup(pair);
+}
+
+/* It goes, or somebody moves it to another namespace, and then it is not to be taken from there. */
+static void vs_nic_leaves(struct net_device *nic)
 {
 	struct vs_pair *pair;
 
-	if (event != NETDEV_POST_INIT && event != NETDEV_REGISTER)
-		return;
-	pair = vs_pair_for(nic);
-	if (!pair)
-		return;
-	if (rtnl_dereference(pair->primary)) {
-		if (event == NETDEV_REGISTER)
-			vs_leave_alone(pair, nic);
-	} else if (event == NETDEV_POST_INIT) {
-		vs_mark(nic);
-	} else {
-		pair->look = true;
-		vs_schedule_setup(pair);
+	list_for_each_entry(pair, &vs_pairs, list) {
+		if (pair->follower == nic) {
+			pair->follower = NULL;
+			vs_let_go(nic);
+		}
+	}
+}
+
+static void vs_nic_event(struct net_device *nic, unsigned long event)
+{
+	switch (event) {
+	case NETDEV_POST_INIT:
+		vs_nic_is_new(nic);
+		break;
+	case NETDEV_REGISTER:
+		vs_nic_appears(nic);
+		break;
+	case NETDEV_UNREGISTER:
+		vs_nic_leaves(nic);
+		break;
 	}
 }
 

@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * An XDP program as an administrator of the guest might have it, in the netdev's driver ("native").
+ * An XDP program as an administrator of the guest might have it.
  *
- *   xdp NETDEV COMMAND    run COMMAND in a shell, and print how many ICMP packets NETDEV has received meanwhile
+ *   xdp native|generic NETDEV pass|TARGET COMMAND
+ *                         run COMMAND in a shell, and print how many ICMP packets NETDEV has received meanwhile
  *
- * The program lets everything pass. The exit status is 0 if it could be attached and COMMAND succeeded.
+ * Native: in the netdev's driver; generic: in the stack, before anything else there. The program redirects the ICMP
+ * packets to the netdev TARGET, and lets everything else pass. The exit status is 0 if it could be attached and COMMAND
+ * succeeded.
  */
 #include <arpa/inet.h>
 #include <err.h>
@@ -17,6 +20,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -26,7 +30,7 @@
 /* Jumps are relative to the next instruction; this is the number of those from PASS to the end. */
 #define PASS_LENGTH 2
 #define JUMP_TO_PASS(at) (LENGTH - PASS_LENGTH - (at) - 1)
-#define LENGTH 20
+#define LENGTH 25
 
 static int bpf(enum bpf_cmd command, union bpf_attr *attr, const char *what)
 {
@@ -69,7 +73,8 @@ static uint64_t count(int counter)
 #define SET(d, i) INSN(BPF_ALU64 | BPF_MOV | BPF_K, d, 0, 0, i)
 #define ADD(d, i) INSN(BPF_ALU64 | BPF_ADD | BPF_K, d, 0, 0, i)
 
-static int load_program(int counter)
+/* `target` is the ifindex that ICMP packets are redirected to; 0: nowhere. */
+static int load_program(int counter, int target)
 {
 	const struct bpf_insn program[] = {
 		/* too short for an IPv4 header's protocol? */
@@ -93,6 +98,12 @@ static int load_program(int counter)
 		INSN(BPF_JMP | BPF_JEQ | BPF_K, BPF_REG_0, 0, JUMP_TO_PASS(15), 0),
 		SET(BPF_REG_1, 1),
 		INSN(BPF_STX | BPF_ATOMIC | BPF_DW, BPF_REG_0, BPF_REG_1, 0, BPF_ADD),
+		/* redirect? */
+		SET(BPF_REG_1, target),
+		INSN(BPF_JMP | BPF_JEQ | BPF_K, BPF_REG_1, 0, JUMP_TO_PASS(19), 0),
+		SET(BPF_REG_2, 0),
+		INSN(BPF_JMP | BPF_CALL, 0, 0, 0, BPF_FUNC_redirect),
+		INSN(BPF_JMP | BPF_EXIT, 0, 0, 0, 0),
 		/* pass */
 		SET(BPF_REG_0, XDP_PASS),
 		INSN(BPF_JMP | BPF_EXIT, 0, 0, 0, 0),
@@ -109,30 +120,49 @@ static int load_program(int counter)
 	return bpf(BPF_PROG_LOAD, &attr, "loading the program");
 }
 
+static int index_of(const char *netdev)
+{
+	int index = if_nametoindex(netdev);
+
+	if (!index)
+		err(1, "%s", netdev);
+	return index;
+}
+
 /* The link, and with it the program, is gone with the process. */
-static void attach(int program, const char *netdev)
+static void attach(int program, const char *netdev, uint32_t mode)
 {
 	union bpf_attr attr = {
 		.link_create = {
 			.prog_fd = program,
-			.target_ifindex = if_nametoindex(netdev),
+			.target_ifindex = index_of(netdev),
 			.attach_type = BPF_XDP,
-			.flags = XDP_FLAGS_DRV_MODE,
+			.flags = mode,
 		},
 	};
 
 	bpf(BPF_LINK_CREATE, &attr, netdev);
 }
 
+static uint32_t mode_called(const char *name)
+{
+	if (!strcmp(name, "native"))
+		return XDP_FLAGS_DRV_MODE;
+	if (!strcmp(name, "generic"))
+		return XDP_FLAGS_SKB_MODE;
+	errx(2, "%s is no mode: native or generic", name);
+}
+
 int main(int argc, char **argv)
 {
-	int counter, status;
+	int counter, target, status;
 
-	if (argc != 3)
-		errx(2, "usage: xdp NETDEV COMMAND");
+	if (argc != 5)
+		errx(2, "usage: xdp native|generic NETDEV pass|TARGET COMMAND");
+	target = strcmp(argv[3], "pass") ? index_of(argv[3]) : 0;
 	counter = create_counter();
-	attach(load_program(counter), argv[1]);
-	status = system(argv[2]);
+	attach(load_program(counter, target), argv[2], mode_called(argv[1]));
+	status = system(argv[4]);
 	printf("%llu\n", (unsigned long long)count(counter));
 	return status ? 1 : 0;
 }

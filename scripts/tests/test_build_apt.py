@@ -82,6 +82,38 @@ def test_nothing_half_fetched_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_each_kernel_has_an_apt_with_its_suite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sources(series: str) -> list[str]:
+        private = apt.kernel_apt(series)
+        private._configure(["deb"])
+        lines = (private._root / "sources.list").read_text().splitlines()
+        return [line.split("] ")[1] for line in lines]
+
+    security = apt.IndexTarget("http://s.example/", "trixie-security", "main", "Debian")
+    monkeypatch.setattr(apt, "BUILD", tmp_path)
+    monkeypatch.setattr(apt, "KEYRING", tmp_path)
+    monkeypatch.setattr(apt, "archive_uri", lambda: "http://m.example/")
+    monkeypatch.setattr(apt, "_targets", lambda *_: [security])
+    monkeypatch.setattr(apt.Apt, "_settings", lambda _self: "")
+    assert sources("6.12") == ["http://m.example/ trixie main"]
+    assert sources("6.1") == [
+        "http://m.example/ trixie main",
+        "http://m.example/ bookworm main",
+        "http://s.example/ bookworm-security main",
+    ]
+    assert sources("7.3") == [
+        "http://m.example/ trixie main",
+        "http://m.example/ trixie-backports main",
+    ]
+
+
+def test_a_kernel_that_was_not_tried_is_named() -> None:
+    with pytest.raises(VnetStandbyError, match=r"Linux 6\.6, but with 6\.1, 6\.12, 7\.3; use"):
+        apt.kernel_apt("6.6")
+
+
 def test_settings_take_over_how_to_reach_archives_and_no_hooks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The guest driver's build: which headers it needs, whether the result fits, what is said where it can't be built."""
 
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from vnet_standby.build import driver
+from vnet_standby.build.apt import KERNEL_SUITES
 from vnet_standby.errors import VnetStandbyError
 
 KERNEL = driver.parse_symbols(
@@ -21,6 +23,14 @@ def test_headers_of_a_debian_kernel() -> None:
         "linux-headers-6.12.107+deb13-amd64",
         "linux-headers-6.12.107+deb13-common",
         "linux-kbuild-6.12.107+deb13",
+    ]
+
+
+def test_the_tools_of_older_releases_belong_to_the_series() -> None:
+    assert driver.header_packages("6.1.0-50-amd64") == [
+        "linux-headers-6.1.0-50-amd64",
+        "linux-headers-6.1.0-50-common",
+        "linux-kbuild-6.1",
     ]
 
 
@@ -86,8 +96,26 @@ def test_a_tool_runs_with_the_libraries_beside_it(
     ]
 
 
-def test_the_patches_are_ordered_by_their_names() -> None:
-    names = [path.name for path in driver.patches()]
+def test_all_places_name_the_same_kernels() -> None:
+    """Where a kernel was tried, its packages are found, there are patches, and Kbuild and DKMS take it."""
+    series = set(KERNEL_SUITES)
+    assert {path.name for path in driver._PATCHES.iterdir()} == series
+    kbuild = (driver.GUEST_DRIVER_SOURCE / "Kbuild").read_text()
+    accepted = re.search(r"\(filter \S+,(.*)\)", kbuild)
+    assert accepted
+    assert set(accepted[1].removesuffix("),").split()) == series
+    settings = (driver.GUEST_DRIVER_SOURCE / "dkms.conf").read_text()
+    wanted = re.search(r'^BUILD_EXCLUSIVE_KERNEL="(.*)"$', settings, re.M)
+    assert wanted
+    releases = ["6.1.0-50-amd64", "6.12.117+deb13-amd64", "7.3.4+deb13-amd64"]
+    others = ["6.10.9-amd64", "6.13.1-amd64", "7.31.0-amd64", "16.1.0-amd64"]
+    assert [r for r in [*releases, *others] if re.search(wanted[1], r)] == releases
+    assert [driver.kernel_series(release) for release in releases] == list(KERNEL_SUITES)
+
+
+@pytest.mark.parametrize("series", KERNEL_SUITES)
+def test_the_patches_are_ordered_by_their_names(series: str) -> None:
+    names = [path.name for path in driver.patches(series)]
     assert names
     assert [int(name[:4]) for name in names] == list(range(1, len(names) + 1))
 
@@ -97,6 +125,32 @@ def test_a_patch_that_does_not_fit_is_named(tmp_path: Path) -> None:
     other.write_text("/* of another kernel */\n")
     folder = tmp_path / "build"
     folder.mkdir()
-    with pytest.raises(VnetStandbyError, match=driver.patches()[0].name):
-        driver._patch(other, folder)
+    patches = driver.patches("6.12")
+    with pytest.raises(VnetStandbyError, match=patches[0].name):
+        driver._patch(other, patches, folder)
     assert other.read_text() == "/* of another kernel */\n"
+
+
+def test_a_kernel_with_the_tree_that_it_was_built_in(tmp_path: Path) -> None:
+    """Only a tree that has all: one of headers alone, or none, is no place to take virtio_net from."""
+    modules = tmp_path / "kernel/lib/modules/6.12.1-own"
+    modules.mkdir(parents=True)
+    tree = tmp_path / "tree"
+    (tree / "drivers/net").mkdir(parents=True)
+    (modules / "build").symlink_to(tree)
+    given = str(tmp_path / "kernel")
+    for name in (".config", "Module.symvers", "drivers/net/virtio_net.c"):
+        assert driver.built_tree(given, "6.12.1-own") is None
+        (tree / name).touch()
+    assert driver.built_tree(given, "6.12.1-own") == tree
+    assert driver.built_tree(given, "6.12.1-other") is None
+    assert driver.built_tree(None, "6.12.1-own") is None
+
+
+def test_another_build_of_the_same_release_is_another_kernel(tmp_path: Path) -> None:
+    for name in (".config", "Module.symvers"):
+        (tmp_path / name).write_text("one")
+    before = driver._key("6.12.1-own", tmp_path)
+    assert driver._key("6.12.1-own", tmp_path) == before
+    (tmp_path / ".config").write_text("another")
+    assert driver._key("6.12.1-own", tmp_path) != before

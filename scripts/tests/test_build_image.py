@@ -112,6 +112,39 @@ def test_kernels_that_cannot_be_used(tmp_path: Path) -> None:
     assert "was it made by modules_install?" in complaint(lost)
 
 
+def test_an_image_among_the_modules_is_found(tmp_path: Path) -> None:
+    modules = tmp_path / "usr/lib/modules/7.3.4+deb13-amd64"
+    modules.mkdir(parents=True)
+    (modules / "vmlinuz").touch()
+    kernel = image._newest_kernel(tmp_path, tmp_path)
+    assert (kernel.image, kernel.release) == (modules / "vmlinuz", "7.3.4+deb13-amd64")
+
+
+def test_the_parts_of_an_empty_kernel_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those beside it are taken, the others fetched, of exactly its version; what is not the kernel's is left out."""
+    release, version = "7.3.4+deb13-amd64", "7.3.4-1~bpo13+1"
+    needs = [f"linux-{part}-{release} (= {version})" for part in ("binary", "modules")]
+    depends = ", ".join(["dracut | initramfs-tools (>= 0.120)", *needs])
+    beside = tmp_path / f"linux-modules-{release}_{version}_amd64.deb"
+    beside.touch()
+    (tmp_path / f"linux-binary-{release}_7.3.4-1_amd64.deb").touch()
+    monkeypatch.setattr(image, "output", lambda *_arguments, **_options: depends)
+    monkeypatch.setattr(image, "DOWNLOADS", tmp_path / "downloads")
+    fetched = []
+
+    class FakeApt:
+        def download_version(self, package: str, version: str, into: Path) -> Path:
+            fetched.append((package, version, into))
+            return into / "fetched.deb"
+
+    monkeypatch.setattr(image, "kernel_apt", lambda series: FakeApt() if series == "7.3" else None)
+    parts = image._parts(tmp_path / f"linux-image-{release}_{version}_amd64.deb")
+    assert parts == [tmp_path / "downloads/fetched.deb", beside]
+    assert fetched == [(f"linux-binary-{release}", version, tmp_path / "downloads")]
+
+
 def test_the_newest_kernel_with_modules_is_taken(tmp_path: Path) -> None:
     root = kernel_folder(tmp_path / "k", release="6.9.1")
     kernel_folder(root, release="6.12.1")

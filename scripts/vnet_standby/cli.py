@@ -16,9 +16,10 @@ from typing import Any
 
 from vnet_standby import paths
 from vnet_standby.bench.cli import add_bench
-from vnet_standby.build.distribution import NETWORK_MANAGEMENTS, distribution_image
+from vnet_standby.build.distribution import DRIVERS, distribution_image
 from vnet_standby.build.driver import MODULES, build_driver, driver_image
 from vnet_standby.build.image import guest_image
+from vnet_standby.build.kernel import build_kernel
 from vnet_standby.build.packages import require
 from vnet_standby.build.progress import say
 from vnet_standby.build.qemu import build_qemu
@@ -46,6 +47,7 @@ from vnet_standby.report.write import read_events, read_run, write
 from vnet_standby.traffic.analysis import judge
 
 _BUILDS = ("qemu", "qemu-stock", "guest", "driver", "distribution")
+"""What is built unless one is named; the kernel that checks itself takes too long for that."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -131,7 +133,7 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     add(
         "--primary",
         choices=models,
-        help="flat: emulated NIC, e1000e or e1000; nested: passed through, an igb VF or a whole NIC (e1000e) "
+        help="flat: emulated NIC, e1000e, e1000 or igb; nested: passed through, an igb VF or a whole NIC (e1000e) "
         "(e1000e, vf)",
     )
     add(
@@ -146,6 +148,11 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
         default=default.pairs,
         metavar="N",
         help="pairs of standby and primary; the probes use the first (%(default)s)",
+    )
+    add(
+        "--vhost",
+        action="store_true",
+        help="the host's kernel moves the standby's frames, by vhost-net, as usual in production",
     )
     add(
         "--traffic",
@@ -216,9 +223,9 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.description = "Build what is missing; a second run builds nothing."
     parser.set_defaults(command=_build)
     parser.add_argument(
-        "what", nargs="?", choices=("all", *_BUILDS), default="all",
-        help="QEMU with the series, QEMU without, the guest's kernel and initramfs, its driver, or guests with a "
-        "distribution's user space (%(default)s)",
+        "what", nargs="?", choices=("all", *_BUILDS, "kernel"), default="all",
+        help="QEMU with the series, QEMU without, the guest's kernel and initramfs, its driver, guests with a "
+        "distribution's user space, or (not among all) a kernel that checks itself, for --kernel (%(default)s)",
     )  # fmt: skip
     add_sources(parser)
 
@@ -271,6 +278,7 @@ def _demo(options: argparse.Namespace) -> None:
         primary=options.primary or PRIMARY_MODELS[options.topology][0],
         destination_primary=options.destination_primary,
         pairs=options.pairs,
+        vhost=options.vhost,
         traffic=options.traffic,
         rate_hz=options.rate,
         tcp_mib_s=options.tcp,
@@ -332,8 +340,12 @@ def _build(options: argparse.Namespace) -> None:
         say(f"guest driver: {' '.join(map(str, build_driver(options.kernel)))}")
         say(f"guest image with it: {driver_image(options.kernel).initramfs}")
     if "distribution" in wanted:
-        for management in NETWORK_MANAGEMENTS:
-            say(f"Debian guest: {distribution_image(management, options.kernel).initramfs}")
+        for management, driver in DRIVERS.items():
+            image = distribution_image(management, driver, options.kernel)
+            say(f"Debian guest: {image.initramfs}")
+
+    if "kernel" in wanted:
+        say(f"kernel: {build_kernel()}")
 
 
 def _run(story: Coroutine[Any, Any, None]) -> None:

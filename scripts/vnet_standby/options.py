@@ -16,7 +16,7 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
         "--kernel",
         metavar="DEB|DIR",
         help="the guest's kernel: a linux-image package, or a folder with boot/vmlinuz-* and lib/modules "
-        "(Debian's 6.12)",
+        "(Debian's 6.12; the guest driver takes those in guest/driver/README.md)",
     )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Packages of one Debian suite, whatever the machine runs, without touching the machine's apt.
+"""Packages of Debian suites, whatever the machine runs, without touching the machine's apt.
 
 The archive's address comes from the machine's own sources, so a mirror or a proxy in use there is used here. Lists,
 caches and settings of ours are apart, below one folder, and nothing of it needs root.
@@ -23,6 +23,9 @@ from vnet_standby.paths import BUILD, LOGS
 SUITE = "trixie"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 KERNEL_META_PACKAGE = "linux-image-amd64"
+
+KERNEL_SUITES = {"6.1": "bookworm", "6.12": SUITE, "7.3": "trixie-backports"}
+"""Each kernel series that the guest driver is built for, and the suite that has it."""
 
 _CODENAMES = ("bookworm", "trixie", "forky", "duke", "sid")
 _SUITES = frozenset({*_CODENAMES, "oldoldstable", "oldstable", "stable", "testing", "unstable"})
@@ -70,6 +73,14 @@ def choose_archive(targets: Iterable[IndexTarget]) -> str | None:
     return candidates[0].uri if candidates else None
 
 
+def choose_security_archive(targets: Iterable[IndexTarget]) -> str | None:
+    """Return the address of Debian's security updates among the machine's sources, if they were fetched from there."""
+    for target in targets:
+        if target.suite.endswith("-security") and target.origin == "Debian":
+            return target.uri
+    return None
+
+
 def parse_plan(text: str) -> list[str]:
     """Return the names of the packages that a simulated `apt-get install` would unpack, in that order."""
     lines = [line.split() for line in text.splitlines()]
@@ -94,10 +105,11 @@ def _targets(*options: str) -> list[IndexTarget]:
 
 
 class Apt:
-    """A private apt below `root`, for the Debian archive that the machine uses and the suite `SUITE`."""
+    """A private apt below `root`, for the Debian archive that the machine uses and some suites of it."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, suites: Sequence[str] = (SUITE,)) -> None:
         self._root = root
+        self._suites = suites
 
     def update(self, *, sources: bool = False) -> None:
         """Fetch the package lists, with `sources` those of source packages too, unless done within the last hour."""
@@ -219,8 +231,13 @@ class Apt:
             (root / folder).mkdir(parents=True)
         # nothing counts as installed: what is downloaded must not depend on the machine
         (root / "status").touch()
-        entry = f"[signed-by={KEYRING} arch=amd64] {uri} {SUITE} main\n"
-        write_atomically(root / "sources.list", "".join(f"{kind} {entry}" for kind in kinds))
+        places = [f"{uri} {suite}" for suite in self._suites]
+        if "bookworm" in self._suites and (security := choose_security_archive(_targets())):
+            # its kernels are made there only, since the last point release
+            places.append(f"{security} bookworm-security")
+        options = f"[signed-by={KEYRING} arch=amd64]"
+        lines = [f"{kind} {options} {place} main\n" for kind in kinds for place in places]
+        write_atomically(root / "sources.list", "".join(lines))
         write_atomically(root / "apt.conf", self._settings())
 
     def _settings(self) -> str:
@@ -249,3 +266,15 @@ class Apt:
 def private_apt() -> Apt:
     """Return the apt that all parts of a build share."""
     return Apt(BUILD / "apt")
+
+
+def kernel_apt(series: str) -> Apt:
+    """Return the apt that has a kernel series' packages; what they need otherwise is `SUITE`'s in any case."""
+    suite = KERNEL_SUITES.get(series)
+    if suite is None:
+        raise VnetStandbyError(
+            f"nothing was tried with Debian's Linux {series}, but with {', '.join(KERNEL_SUITES)}; use one of those"
+        )
+    if suite == SUITE:
+        return private_apt()
+    return Apt(BUILD / f"apt-{suite}", (SUITE, suite))

@@ -26,6 +26,16 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     }
 
 
+def compiler() -> list[str]:
+    """Return the command of the C compiler: the user's, if CC names one."""
+    return os.environ.get("CC", "cc").split()
+
+
+def compiler_version() -> str:
+    """Return what the C compiler says that it is."""
+    return output([*compiler(), "--version"], what="asking the compiler's version")
+
+
 def output(
     argv: Sequence[str | Path],
     *,

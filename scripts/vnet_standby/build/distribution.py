@@ -6,11 +6,10 @@ scripts would do, as far as a guest without logins needs it, is in guest/distrib
 """
 
 import fnmatch
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from vnet_standby.build import packages
 from vnet_standby.build.apt import private_apt
@@ -23,11 +22,11 @@ from vnet_standby.build.cache import (
     write_atomically,
 )
 from vnet_standby.build.commands import output
-from vnet_standby.build.driver import DRIVER, MODULES, build_driver
+from vnet_standby.build.driver import DRIVER, MODULES, Kind, build_driver
 from vnet_standby.build.image import (
-    COMPILER_FLAGS,
     GuestImage,
     archived,
+    compile_program,
     guest_image,
     pick_modules,
 )
@@ -38,13 +37,13 @@ from vnet_standby.paths import (
     DISTRIBUTION,
     GUEST_DISTRIBUTION_SOURCE,
     GUEST_DRIVER_SOURCE,
-    GUEST_IMAGE_SOURCE,
 )
 
 NetworkManagement = Literal["networkd", "network-manager"]
 """Who configures the guest's network, as it does by default: every Ethernet interface by DHCP."""
 
-NETWORK_MANAGEMENTS: tuple[NetworkManagement, ...] = get_args(NetworkManagement)
+DRIVERS: dict[NetworkManagement, Kind] = {"networkd": "drop-in", "network-manager": "patched"}
+"""The kind of the driver that each guest has if nobody asks for the other: each kind in one of them."""
 
 _PICKED = DISTRIBUTION / "kernel"
 _RULES = "70-vnet-standby.rules"
@@ -58,11 +57,13 @@ _LEFT_OUT = (
 )  # fmt: skip
 
 
-def distribution_image(management: NetworkManagement, kernel: str | None = None) -> GuestImage:
+def distribution_image(
+    management: NetworkManagement, driver: Kind, kernel: str | None = None
+) -> GuestImage:
     """Build a guest with Debian's user space and this project's driver, if it isn't there already.
 
-    The driver is installed as guest/driver/README.md tells a user to, beside the module whose name it has. `kernel` is
-    as for `guest_image`. Raises `VnetStandbyError` without a Debian archive.
+    The driver is installed as guest/driver/README.md tells a user to, beside the modules whose names it has. `kernel`
+    is as for `guest_image`. Raises `VnetStandbyError` without a Debian archive.
     """
     with build_lock(), full_disk_named(BUILD):
         # the server that gives it addresses, too: where it runs there is no network to install it from
@@ -70,7 +71,7 @@ def distribution_image(management: NetworkManagement, kernel: str | None = None)
         build_driver(kernel)
         small = guest_image(kernel)
         user_space = _user_space()
-        own_part = _own_part(management, kernel)
+        own_part = _own_part(management, driver, kernel)
         image = DISTRIBUTION / f"{management}.cpio"
         stamp = Stamp(image.with_name(f".vnet-standby-{management}"))
         key = digest(own_part, _state(user_space))
@@ -146,7 +147,7 @@ def leave_out(root: Path, patterns: Sequence[str]) -> None:
             path.unlink()
 
 
-def _own_part(management: NetworkManagement, kernel: str | None) -> bytes:
+def _own_part(management: NetworkManagement, driver: Kind, kernel: str | None) -> bytes:
     """Return an archive of who configures the network, the kernel's modules, the driver and the agent."""
     picked = pick_modules(kernel, GUEST_DISTRIBUTION_SOURCE / "modules", _PICKED)
     root = fresh_folder(DISTRIBUTION / "own-root")
@@ -162,26 +163,16 @@ def _own_part(management: NetworkManagement, kernel: str | None) -> bytes:
         # not in the archive: the guest has it already, and it is depmod's way to the modules
         (root / "lib").symlink_to("usr/lib")
         _install(GUEST_DRIVER_SOURCE / _RULES, root / "etc/udev/rules.d")
-        for name in MODULES["drop-in"]:
+        for name in MODULES[driver]:
             _install(DRIVER / name, modules / "updates")
         output(["depmod", "-b", root, picked.release], what="listing the guest's modules")
         (root / "lib").unlink()
-        _compile_agent(root / "usr/sbin")
+        compile_program("agent", root / "usr/sbin")
         return archived(root)
     finally:
         shutil.rmtree(root)
 
 
 def _install(file: Path, folder: Path) -> None:
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(file, folder / file.name)
-
-
-def _compile_agent(folder: Path) -> None:
-    folder.mkdir(parents=True)
-    compiler = os.environ.get("CC", "cc").split()
-    source = GUEST_IMAGE_SOURCE / "agent.c"
-    output(
-        [*compiler, *COMPILER_FLAGS, "-o", folder / "agent", source],
-        what="compiling the guest's agent",
-    )

@@ -5,7 +5,6 @@ It comes in two kinds from the same source: the drop-in takes net_failover's pla
 the patched pair is virtio_net, with the patches in guest/driver/patches, and vnet_standby.
 """
 
-import os
 import re
 import shlex
 import shutil
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from vnet_standby.build import packages
-from vnet_standby.build.apt import archive_uri, private_apt
+from vnet_standby.build.apt import archive_uri, kernel_apt
 from vnet_standby.build.cache import (
     Stamp,
     build_lock,
@@ -21,7 +20,7 @@ from vnet_standby.build.cache import (
     fresh_folder,
     write_atomically,
 )
-from vnet_standby.build.commands import output
+from vnet_standby.build.commands import compiler, compiler_version, output
 from vnet_standby.build.image import GuestImage, guest_image, packed
 from vnet_standby.build.kernel_source import kernel_file
 from vnet_standby.build.progress import full_disk_named, run_logged, say
@@ -41,17 +40,20 @@ DRIVER = GUEST / "driver"
 _IMAGE = GUEST / "initramfs-vnet-standby.gz"
 _BUILD_FOLDER = DRIVER / "build"
 _PATCHED_FILE = "drivers/net/virtio_net.c"
-_PATCHES = GUEST_DRIVER_SOURCE / "patches" / "6.12"
+_PATCHES = GUEST_DRIVER_SOURCE / "patches"
+_TREE_STATE = (".config", "Module.symvers")  # what tells one build of a release from another
 _SYMBOLS = ("net_failover_create", "net_failover_destroy")
 _TIMEOUT_S = 600
 
-# 6.12.107+deb13-amd64: what all flavours share, and the flavour
-_RELEASE = re.compile(r"^(\d\S*?)-((?:cloud-|rt-)*amd64)$")
+# 6.12.107+deb13-amd64, 6.1.0-50-amd64: what all flavours share, its series, and the flavour
+_RELEASE = re.compile(r"^((\d+\.\d+)\S*?)-((?:cloud-|rt-)*amd64)$")
 
-# Debian's kernel tools are built for its own release; they get the libraries of that release with them.
+# Debian's kernel tools are built for its own release; they get the libraries of that release with them, or newer ones.
 _LIBRARIES = ("libc6", "libelf1t64", "zlib1g", "libzstd1")
 _LIBRARY_FOLDER = Path("usr/lib/x86_64-linux-gnu")
-_TOOLS = ("tools/objtool/objtool.real-x86", "scripts/mod/modpost.real-lsb-64")
+# the second, where the first is, only starts that
+_OBJTOOLS = ("tools/objtool/objtool.real-x86", "tools/objtool/objtool")
+_MODPOST = "scripts/mod/modpost.real-lsb-64"
 
 # The kernel is compiled by another gcc than the machine's, perhaps a newer one.
 _OVERRIDES = (
@@ -63,33 +65,34 @@ _OVERRIDES = (
 def build_driver(kernel: str | None = None) -> list[Path]:
     """Build both kinds of the driver for the guest's kernel, if they aren't there already; return the modules.
 
-    `kernel` is as for `guest_image`; it has to be one whose headers and source Debian's archive has. Raises
-    `VnetStandbyError` if it is another, or if a module would not fit the kernel.
+    `kernel` is as for `guest_image`; it has to be one whose headers and source Debian's archive has, or a folder with
+    the tree that it was built in. Raises `VnetStandbyError` if it is another, or if a module would not fit the kernel.
     """
     refuse_spaces()
     with build_lock(), full_disk_named(BUILD):
         image = guest_image(kernel)
         modules = [DRIVER / name for names in MODULES.values() for name in names]
         stamp = Stamp(DRIVER / ".vnet-standby-built")
-        key = _key(image.version)
+        tree = built_tree(kernel, image.version)
+        key = _key(image.version, tree)
         if not (stamp.matches(key) and all(module.exists() for module in modules)):
             stamp.clear()
             packages.require("driver")
-            headers = kernel_headers(image.version)
-            virtio_net = kernel_file(image.kernel, _PATCHED_FILE)
+            headers = tree or kernel_headers(image.version)
+            virtio_net = tree / _PATCHED_FILE if tree else kernel_file(image.kernel, _PATCHED_FILE)
             say(f"building the guest driver for Linux {image.version}")
             for kind in MODULES:
-                _build(kind, headers, virtio_net)
+                _build(kind, headers, virtio_net, kernel_series(image.version))
             stamp.write(key)
         return modules
 
 
-def _build(kind: Kind, headers: Path, virtio_net: Path) -> None:
+def _build(kind: Kind, headers: Path, virtio_net: Path, series: str) -> None:
     folder = fresh_folder(_BUILD_FOLDER / kind)
     for source in _sources():
         shutil.copyfile(source, folder / source.name)
     if kind == "patched":
-        _patch(virtio_net, folder)
+        _patch(virtio_net, patches(series), folder)
     _compile(headers, folder, kind)
     if kind == "drop-in":
         _check_symbols(headers, folder / "Module.symvers")
@@ -100,11 +103,11 @@ def _build(kind: Kind, headers: Path, virtio_net: Path) -> None:
         )
 
 
-def _patch(virtio_net: Path, folder: Path) -> None:
+def _patch(virtio_net: Path, series: list[Path], folder: Path) -> None:
     """Put the patched file into a folder; a patch that doesn't fit to the line is an error."""
     target = folder / virtio_net.name
     shutil.copyfile(virtio_net, target)
-    for patch in patches():
+    for patch in series:
         output(
             ["patch", "--batch", "--forward", "--fuzz=0", "--no-backup-if-mismatch", "-i", patch, target],
             what=f"applying {patch.name} to the kernel's {_PATCHED_FILE}",
@@ -142,38 +145,54 @@ def _archive(modules: list[Path], release: str) -> bytes:
         shutil.rmtree(root)
 
 
+def kernel_series(release: str) -> str:
+    """Return the series (6.12) that a kernel's release belongs to."""
+    return ".".join(release.split(".")[:2])
+
+
 def header_packages(release: str) -> list[str]:
     """Return the names of the packages that a module for a Debian kernel is built with."""
     match = _RELEASE.match(release)
     if not match:
         raise VnetStandbyError(
-            f"no headers for Linux {release}: the guest driver is built for Debian's amd64 kernels; use one of those"
+            f"no headers for Linux {release}: the guest driver is built for Debian's amd64 kernels, or in the tree of "
+            f"a kernel's folder (lib/modules/{release}/build); use one of those"
         )
-    common = f"{match[1]}-common-rt" if match[2].startswith("rt-") else f"{match[1]}-common"
-    return [f"linux-headers-{release}", f"linux-headers-{common}", f"linux-kbuild-{match[1]}"]
+    base, series, flavour = match.groups()
+    common = f"{base}-common-rt" if flavour.startswith("rt-") else f"{base}-common"
+    # before releases named the Debian that they are for, the tools had no number of their own
+    tools = base if "+" in base else series
+    return [f"linux-headers-{release}", f"linux-headers-{common}", f"linux-kbuild-{tools}"]
 
 
-def _key(release: str) -> str:
+def built_tree(kernel: str | None, release: str) -> Path | None:
+    """Return the tree that a folder's kernel was built in, sources and all, where modules_install has left a link."""
+    if kernel is None:
+        return None
+    tree = Path(kernel).expanduser().resolve() / "lib/modules" / release / "build"
+    complete = all((tree / name).is_file() for name in (*_TREE_STATE, _PATCHED_FILE))
+    return tree.resolve() if complete else None
+
+
+def _key(release: str, tree: Path | None) -> str:
     """Return a hash over all that goes into the modules."""
-    compiler = output([*_compiler(), "--version"], what="asking the compiler's version")
+    kernel = [(tree / name).read_bytes() for name in _TREE_STATE] if tree else []
     code = Path(__file__).read_bytes()
     sources = [
-        part for path in [*_sources(), *patches()] for part in (path.name, path.read_bytes())
+        part
+        for path in [*_sources(), *patches(kernel_series(release))]
+        for part in (path.name, path.read_bytes())
     ]
-    return digest(release, *sources, shlex.join(_compiler()), compiler, code)
+    return digest(release, *kernel, *sources, shlex.join(compiler()), compiler_version(), code)
 
 
 def _sources() -> list[Path]:
     return [GUEST_DRIVER_SOURCE / "Kbuild", *sorted(GUEST_DRIVER_SOURCE.glob("*.[ch]"))]
 
 
-def patches() -> list[Path]:
-    """Return the patches to the kernel's virtio_net, in order."""
-    return sorted(_PATCHES.glob("*.patch"))
-
-
-def _compiler() -> list[str]:
-    return os.environ.get("CC", "cc").split()
+def patches(series: str) -> list[Path]:
+    """Return the patches to the virtio_net of a kernel series, in order."""
+    return sorted((_PATCHES / series).glob("*.patch"))
 
 
 def kernel_headers(release: str) -> Path:
@@ -190,13 +209,16 @@ def kernel_headers(release: str) -> Path:
         )
     stamp.clear()
     fresh_folder(HEADERS)
-    for package in private_apt().download([*wanted, *_LIBRARIES], DOWNLOADS):
+    apt = kernel_apt(kernel_series(release))
+    for package in apt.download([*wanted, *_LIBRARIES], DOWNLOADS):
         output(["dpkg-deb", "-x", package, HEADERS], what=f"unpacking {package.name}")
-    common = HEADERS / "usr/src" / wanted[1]
-    # the packages' own line names the place where they would be installed
-    write_atomically(folder / "Makefile", f"include {common}/Makefile\n")
-    for tool in _TOOLS:
-        _bring_libraries(HEADERS / "usr/lib" / wanted[2] / tool)
+    # the packages' own lines name the place where they would be installed
+    makefile = (folder / "Makefile").read_text()
+    write_atomically(folder / "Makefile", makefile.replace("/usr/src/", f"{HEADERS}/usr/src/"))
+    tools = HEADERS / "usr/lib" / wanted[2]
+    objtool = next(tools / name for name in _OBJTOOLS if (tools / name).exists())
+    for tool in (objtool, tools / _MODPOST):
+        _bring_libraries(tool)
     stamp.write(key)
     return folder
 
@@ -219,7 +241,7 @@ def _compile(headers: Path, folder: Path, kind: Kind) -> None:
             "-C",
             headers,
             f"M={folder}",
-            f"CC={shlex.join(_compiler())}",
+            f"CC={shlex.join(compiler())}",
             *_OVERRIDES,
             "W=1",
             "KCFLAGS=-Werror",

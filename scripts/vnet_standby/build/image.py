@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vnet_standby.build import packages
-from vnet_standby.build.apt import private_apt
+from vnet_standby.build.apt import kernel_apt, private_apt
 from vnet_standby.build.cache import (
     Stamp,
     build_lock,
@@ -22,7 +22,7 @@ from vnet_standby.build.cache import (
     fresh_folder,
     write_atomically,
 )
-from vnet_standby.build.commands import output
+from vnet_standby.build.commands import compiler, output
 from vnet_standby.build.progress import full_disk_named, run_logged, say
 from vnet_standby.build.source import DOWNLOADS
 from vnet_standby.errors import VnetStandbyError
@@ -33,7 +33,7 @@ _INITRAMFS = GUEST / "initramfs.gz"
 _PICKED = GUEST / "kernel"  # of the kernel's files, those that the image needs
 _BUSYBOX = "busybox-static"
 _FOLDERS = ("bin", "dev", "etc", "proc", "root", "run", "sbin", "sys", "tmp", "usr/bin", "usr/sbin")
-_PROGRAMS = ("agent", "cost", "xdp")
+_PROGRAMS = ("agent", "cost", "gro", "xdp")
 COMPILER_FLAGS = ("-std=gnu11", "-static", "-O2", "-s", "-Wall", "-Wextra", "-Werror")
 # the image is a function of its sources: no file in it is younger than the epoch
 _TIME_STAMP = 0
@@ -45,6 +45,11 @@ _BOOT_MAGIC_AT, _BOOT_MAGIC = 0x202, b"HdrS"
 _LISTS = ("modules.builtin", "modules.builtin.modinfo", "modules.order")
 
 _SUFFIX = re.compile(r"\.ko(?:\.xz|\.gz|\.zst)?$")
+
+# In Debian's newer kernel packages there is no kernel: it lies in packages of exactly the same version that they need.
+_PART = re.compile(
+    r"(?P<name>linux-(?:base|binary|modules)-(?P<series>\d+\.\d+)\S*) \(= (?P<version>\S+)\)"
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class GuestImage:
 
 @dataclass(frozen=True)
 class _Kernel:
-    """A kernel's files in a folder: boot/vmlinuz-RELEASE and modules, as distributions lay them out."""
+    """A kernel in a folder: modules, and boot/vmlinuz-RELEASE or a vmlinuz among them."""
 
     image: Path
     modules: Path
@@ -147,9 +152,29 @@ def pick_modules(kernel: str | None, listed: Path, into: Path) -> PickedModules:
                 root = fresh_folder(BUILD / ".kernel")
                 stack.callback(shutil.rmtree, root)
                 _unpack(given, root)
+                for part in _parts(given):
+                    _unpack(part, root)
             _pick_from(_newest_kernel(root, given), wanted, into)
         stamp.write(identity)
     return PickedModules(into, next((into / "lib/modules").iterdir()).name, identity)
+
+
+def _parts(package: Path) -> list[Path]:
+    """Return the packages that hold the kernel of an empty kernel package: those beside it, or else Debian's."""
+    depends = output(["dpkg-deb", "-f", package, "Depends"], what=f"reading {package.name}")
+    parts = []
+    for match in _PART.finditer(depends):
+        name, version = match["name"], match["version"]
+        there = [*_package(name, version, package.parent), *_package(name, version, DOWNLOADS)]
+        if not there:
+            apt = kernel_apt(match["series"])
+            there = [apt.download_version(name, version, DOWNLOADS)]
+        parts.append(there[0])
+    return parts
+
+
+def _package(name: str, version: str, folder: Path) -> list[Path]:
+    return list(folder.glob(f"{name}_{version}_*.deb"))
 
 
 def _unpack(package: Path, into: Path) -> None:
@@ -170,6 +195,8 @@ def _kernels(root: Path) -> list[_Kernel]:
             if modules.is_dir():
                 found.append(_Kernel(image, modules, release))
                 break
+    for image in (root / "usr/lib/modules").glob("*/vmlinuz"):
+        found.append(_Kernel(image, image.parent, image.parent.name))
     return found
 
 
@@ -304,7 +331,7 @@ def _assemble(busybox: Path, release: str) -> None:
             (root / folder).mkdir(parents=True, exist_ok=True)
         _copy_sources(root)
         for program in _PROGRAMS:
-            _compile(program, root / "sbin")
+            compile_program(program, root / "sbin")
         shutil.copytree(_PICKED / "lib/modules" / release, root / "lib/modules" / release)
         # last, because its links point out of this folder as long as it isn't a guest's root
         _install_busybox(busybox, root)
@@ -342,11 +369,12 @@ def _copy_sources(root: Path) -> None:
     (root / "init").chmod(0o755)
 
 
-def _compile(program: str, folder: Path) -> None:
-    compiler = os.environ.get("CC", "cc").split()
+def compile_program(program: str, folder: Path) -> None:
+    """Compile one of guest/image's programs, for any guest, into a folder; make that if it isn't there."""
+    folder.mkdir(parents=True, exist_ok=True)
     source = GUEST_IMAGE_SOURCE / f"{program}.c"
     output(
-        [*compiler, *COMPILER_FLAGS, "-o", folder / program, source],
+        [*compiler(), *COMPILER_FLAGS, "-o", folder / program, source],
         what=f"compiling the guest's {program}",
     )
 

@@ -7,7 +7,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from vnet_standby.build.apt import private_apt
+from vnet_standby.build.apt import kernel_apt
 from vnet_standby.build.cache import write_atomically
 from vnet_standby.build.commands import output
 from vnet_standby.build.progress import require_space, say
@@ -51,7 +51,7 @@ def kernel_file(image: Path, name: str) -> Path:
     if not cached.exists():
         require_space(BUILD, _SPACE_MIB)
         with tempfile.TemporaryDirectory(dir=BUILD, prefix=".kernel-source-") as folder:
-            package = private_apt().download_version(
+            package = kernel_apt(series).download_version(
                 f"linux-source-{series}", version, Path(folder)
             )
             say(f"taking {name} out of {package.name}")

@@ -15,7 +15,7 @@ from typing import Literal
 from vnet_standby.build import packages
 from vnet_standby.build.apt import archive_uri, private_apt
 from vnet_standby.build.cache import Stamp, build_lock, digest, fresh_folder
-from vnet_standby.build.commands import output, run
+from vnet_standby.build.commands import compiler_version, output, run
 from vnet_standby.build.git import git
 from vnet_standby.build.patches import BASE_REF, Series, put_on, read_series
 from vnet_standby.build.progress import full_disk_named, require_space, run_logged, say
@@ -191,12 +191,15 @@ class QemuBuild:
 
     def _configuration(self) -> str:
         """Return a hash over what decides how the folder is configured."""
-        compiler = os.environ.get("CC", "cc")
-        version = output([*compiler.split(), "--version"], what="asking the compiler's version")
         settings = [f"{name}={os.environ.get(name, '')}" for name in _COMPILER_SETTINGS]
         python = (sys.executable, sys.version)
         return digest(
-            *self._flags, version, *settings, *python, str(self.folder), self._source.version
+            *self._flags,
+            compiler_version(),
+            *settings,
+            *python,
+            str(self.folder),
+            self._source.version,
         )
 
     def _configure(self) -> None:
