@@ -86,6 +86,7 @@ class FakeVm:
         }  # fmt: skip
         self.primary = True
         self.refuses: set[str] = set()
+        self.gate: dict[str, Any] = {}
         self.netdevs = {
             "net-standby": f"tap,ifname={name}-standby",
             "net-primary": f"tap,ifname={name}-primary",
@@ -106,10 +107,10 @@ class FakeVm:
             self._writer.transport.abort()
         self.path.unlink()
 
-    async def emit(self, event: str, **data: object) -> None:
-        """Send an event."""
-        now = time.time()
-        stamp = {"seconds": int(now), "microseconds": int(now % 1 * 1e6)}
+    async def emit(self, event: str, *, age_s: float = 0, **data: object) -> None:
+        """Send an event, which may be old."""
+        then = time.time() - age_s
+        stamp = {"seconds": int(then), "microseconds": int(then % 1 * 1e6)}
         await self._send({"event": event, "data": data, "timestamp": stamp})
 
     async def switch(self, to: str, cause: str = "driver") -> None:
@@ -187,6 +188,7 @@ class FakeVm:
                 {"device": "standby0", "path": path, "mac": MAC, **protocol}
             ],
             "human-monitor-command": "".join(lines),
+            "x-query-virtio-net-standby-gate": self.gate,
         }
         return results.get(name, {})
 

@@ -134,6 +134,22 @@ async def story_gate_withdrawn_late(folder: Path) -> None:
         assert pointed() == {"a-standby": PINNED}
 
 
+async def story_gate_seen_late(folder: Path) -> None:
+    """An agent that has had no time asks whether the gate is still closed before it moves anything."""
+    _taps, _source, destination = await two_vms(folder)
+    closed = {"role": "destination", "state": "closed"}
+    async with agent("--folder", str(folder)) as running:
+        await running.expect("ready")
+        destination.gate = {"id": 7, "state": "withdrawn"}
+        await destination.emit("VIRTIO_NET_STANDBY_GATE", age_s=1, id=7, **closed)
+        await running.expect("gate-missed", id=7)
+        assert pointed() == {"a-standby": PINNED}
+        destination.gate = {"id": 8, "state": "closed"}
+        await destination.emit("VIRTIO_NET_STANDBY_GATE", age_s=1, id=8, **closed)
+        await running.expect("gate-answered", id=8)
+        assert pointed() == {"b-standby": PINNED}
+
+
 async def story_killed_at_the_gate(folder: Path) -> None:
     """Nobody knows whether the guest will come, so nothing points at its tap only."""
     _taps, source, destination = await two_vms(folder)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the agent does to a host with a VF, and the frames that it sends; the host is made up."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,21 @@ def test_before_its_vm_has_come_a_vf_has_the_alias_only(machine: Machine) -> Non
     assert machine.network.calls == [f"vf 0 mac {ALIAS}"]
 
 
-def test_without_an_agent_all_goes_to_the_tap(machine: Machine) -> None:
+def test_without_an_agent_a_guest_may_go_on_sending_by_its_vf(machine: Machine) -> None:
+    fabric = fabric_of(machine)
+    moves.follow(machine.host, fabric, "primary", mark=False)
+    machine.network.calls.clear()
+    with Transaction() as change:
+        loosen(machine.host, change, fabric)
+    assert machine.network.calls == ["bridge eth0 dynamic None"]
+    machine.network.calls.clear()
+    with Transaction() as change:
+        loosen(machine.host, change, fabric, fabric.tap)  # a driver that was reset
+    assert machine.network.settings[0].mac == ALIAS
+
+
+def test_without_an_agent_all_goes_to_the_tap_if_a_vf_may_send_anything(machine: Machine) -> None:
+    machine.network.settings[0] = replace(machine.network.settings[0], spoof_check=False)
     fabric = fabric_of(machine)
     moves.follow(machine.host, fabric, "primary", mark=False)
     machine.network.calls.clear()
@@ -149,9 +164,13 @@ def test_a_whole_nic_is_left_to_the_switches_outside(
     machine.network.calls.clear()
     fabric = fabric_of(machine, address="0000:02:00.0")
     assert fabric.vf is None
+    moves.follow(machine.host, fabric, "primary", mark=False)
+    assert machine.network.calls == ["bridge standby static None"]  # what the uplink still brings
+    assert sent == []
     moves.follow(machine.host, fabric, "standby", mark=False)
     assert machine.network.calls == ["bridge standby static None"]
     assert sent == [("eth0", announcement(MAC))]
+    assert where(machine.host, fabric) is None
 
 
 def test_vlans_are_announced_as_the_port_has_them(

@@ -16,7 +16,7 @@ from vnet_standby.host.changes import Change, Transaction
 from vnet_standby.host.drivers import DRIVERS, PfDriver, pf_driver
 from vnet_standby.host.host import Host, VfPlace
 from vnet_standby.host.mac import alias, is_for
-from vnet_standby.host.network import Datapath, FdbEntry, Link, learnt, steered
+from vnet_standby.host.network import Datapath, FdbEntry, Link, VfSettings, learnt, steered
 
 _OUTWARD = {"", "bond", "team", "vlan", "vxlan", "geneve", "gre", "gretap"}
 """Kinds of netdevs that are no guest's: "" is hardware."""
@@ -46,6 +46,14 @@ class Fabric:
     def ports(self) -> set[int]:
         """The bridge's ports that are the pair's, by index."""
         return {self.tap.index} | ({self.uplink.index} if self.uplink else set())
+
+    @property
+    def outside(self) -> Link | None:
+        """The port that leads to the switches beyond this host, if those decide what comes to the primary.
+
+        That is so where it is a NIC of its own.
+        """
+        return None if self.vf or self.emulated else self.uplink
 
     def last_on(self, left: Datapath) -> tuple[Link, str] | None:
         """By which netdev, and to which MAC, a frame goes that is the last one on a path that was left.
@@ -116,9 +124,14 @@ def find_pair_fabric(
 
 
 def where(host: Host, fabric: Fabric) -> Datapath | None:
-    """Where the host delivers frames for the MAC; None if it is neither or both (a bridge that has not learnt it)."""
+    """Where the host delivers frames for the MAC.
+
+    None if it is neither or both (a bridge that has not learnt it), or if the host is not who decides.
+    """
+    if fabric.outside:
+        return None
     if fabric.vf and fabric.driver and fabric.driver.flips:
-        return "primary" if _vf_mac(host, fabric.vf) == fabric.mac else "standby"
+        return "primary" if _settings_now(host, fabric.vf).mac == fabric.mac else "standby"
     ports = {entry.port for entry in _entries(host, fabric)}
     if ports == {fabric.tap.index}:
         return "standby"
@@ -144,9 +157,10 @@ def loosen(host: Host, change: Transaction, fabric: Fabric, to: Link | None = No
     """Let the bridge learn again where the MAC is, beginning with `to`, else with where it is now.
 
     That is for when nobody is there who would move it. A VF's filter is no table that learns: the VF gets its alias, so
-    that the tap has all frames; the guest takes them on both.
+    that the tap has all frames; the guest takes them on both. A VF that has the MAC, and whose PF checks what it sends,
+    keeps it unless a `to` is given: the guest may be using it, and would not be able to send any more.
     """
-    if fabric.vf:
+    if fabric.vf and (to or not _may_be_used(host, fabric.vf, fabric.mac)):
         to = fabric.tap
         change.apply(*_embedded_to_standby(host, fabric))
     ports = {index: link for index, link in host.network.links().items() if index in fabric.ports}
@@ -227,13 +241,18 @@ def _own_filters_to(host: Host, fabric: Fabric, *, wanted: bool) -> list[Change]
     return _own_filter(host, fabric.vf.pf, fabric.mac, wanted=wanted)
 
 
-def _vf_mac(host: Host, vf: VfPlace) -> str:
-    """Its MAC now; that in its settings is the one when it was found."""
-    return host.network.vfs(vf.pf)[vf.index].mac
+def _may_be_used(host: Host, vf: VfPlace, mac: str) -> bool:
+    settings = _settings_now(host, vf)
+    return settings.mac == mac and settings.spoof_check is not False
+
+
+def _settings_now(host: Host, vf: VfPlace) -> VfSettings:
+    """Its settings now; those that it was found with may be old."""
+    return host.network.vfs(vf.pf)[vf.index]
 
 
 def _flip(host: Host, vf: VfPlace, mac: str) -> list[Change]:
-    old = _vf_mac(host, vf)
+    old = _settings_now(host, vf).mac
     if old == mac:
         return []
     return [

@@ -2,7 +2,7 @@
 """The agent's last will: however it ends, no bridge keeps an entry that nobody would move any more.
 
 A process of its own, which does nothing until the agent has ended, be it by SIGKILL. Then it lets the bridges learn
-again where the MACs are, and gives the VFs their aliases: that path always works, a guest takes unicast on both.
+again where the MACs are, and leaves to the VFs what their guests may be using (see `fabric.loosen`).
 It has the agent's lock until it is done, so that a new agent does not come in its way.
 """
 

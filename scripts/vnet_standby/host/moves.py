@@ -44,15 +44,19 @@ class Taken:
 
 
 def follow(host: Host, fabric: Fabric, to: Datapath, *, mark: bool) -> Moved:
-    """Point the fabric at the new datapath, then send the end marker on the old one."""
+    """Point the fabric at the new datapath, then send the end marker on the old one.
+
+    What the switches outside still send by this host's uplink when the guest is already on a NIC of its own, or again
+    when it has just left that, is for the tap in either case: the bridge goes on pointing there.
+    """
     began = time.time()
     outlet, unmarked = _old_path(fabric, to) if mark else (None, "")
     try:
         with Transaction() as change:
-            steer(host, change, fabric, to)
+            steer(host, change, fabric, "standby" if fabric.outside else to)
         moved = time.time()
-        if to == "standby" and fabric.uplink and not (fabric.vf or fabric.emulated):
-            announce(host, fabric, (fabric.uplink.name,))  # a whole NIC: switches outside decide
+        if to == "standby" and fabric.outside:
+            announce(host, fabric, (fabric.outside.name,))
         if outlet is None:
             return Moved(began, moved, change.changed, None, unmarked)
         # A frame that looked up the bridge's table before it changed is behind the marker only if its processor was

@@ -27,6 +27,9 @@ P = ParamSpec("P")
 ACKNOWLEDGE_MS = 500
 """How long QEMU waits for the acknowledgement of a change."""
 
+_LATE_MS = 50.0
+"""An event of that age may not be true any more: this process, or the whole host, has had no time."""
+
 _SETTLED_S = 5.0
 """After that long a VM that uses its primary has read what waited in its tap."""
 
@@ -419,23 +422,30 @@ class Session:
         self.gate = f"{role}: {state}"
         reason, took = event.data.get("reason"), ms(time.time() - event.t)
         self._say("gate", id=number, role=role, state=state, reason=reason, ms=took)
-        if role == "destination":
-            await self._on_gate_of_destination(number, state)
-        else:
+        if role == "destination" and state == "closed":
+            await self._on_closed_gate(number, late=took > _LATE_MS)
+        elif role == "destination" and state == "withdrawn":
+            await self._give_back("the gate was withdrawn")
+        elif role == "source":
             await self._on_gate_of_source(state)
 
-    async def _on_gate_of_destination(self, number: int, state: str) -> None:
-        if state == "closed":
-            await self._take_all()
-            began = time.time()
-            try:
-                await self._monitor.execute("x-virtio-net-standby-gate-answer", id=number)
-            except RefusedError as error:
-                await self._give_back(str(error))
-                return
-            self._say("gate-answered", id=number, ms=ms(time.time() - began))
-        elif state == "withdrawn":
-            await self._give_back("the gate was withdrawn")
+    async def _on_closed_gate(self, number: int, *, late: bool) -> None:
+        # what the fabric gives to a guest that does not come after all is lost
+        if late and not await self._gate_is_closed(number):
+            self._say("gate-missed", id=number)
+            return
+        await self._take_all()
+        began = time.time()
+        try:
+            await self._monitor.execute("x-virtio-net-standby-gate-answer", id=number)
+        except RefusedError as error:
+            await self._give_back(str(error))
+            return
+        self._say("gate-answered", id=number, ms=ms(time.time() - began))
+
+    async def _gate_is_closed(self, number: int) -> bool:
+        gate = await self._monitor.execute("x-query-virtio-net-standby-gate")
+        return (gate.get("id"), gate.get("state")) == (number, "closed")
 
     async def _on_gate_of_source(self, state: str) -> None:
         if state == "answered":
