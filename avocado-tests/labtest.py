@@ -15,6 +15,7 @@ from typing import Any
 from avocado import Test
 
 from vnet_standby import paths
+from vnet_standby.build.kernel import CHECKED
 from vnet_standby.lab.binaries import image_under_test, qemu_under_test
 from vnet_standby.lab.command import QemuBinary
 from vnet_standby.lab.demo import topology_of
@@ -32,6 +33,18 @@ STOP_EDGE_S = 0.05
 
 UNPLUG_TIMEOUT_MS = 3000
 """How long a migration waits for a guest that a test has made deaf to unplug requests."""
+
+LEAKS = (
+    "mount -t debugfs debugfs /sys/kernel/debug; cd /sys/kernel/debug; [ ! -e kmemleak ] || "
+    "{ sleep 5; echo scan > kmemleak; echo scan > kmemleak; cat kmemleak; }"
+)
+"""What nobody in the guest's kernel refers to any more, where it has kmemleak: that looks at nothing younger than 5 s,
+and names nothing that it has seen only once."""
+
+LEAKS_S = 120
+
+CHECKED_RATE_HZ = 200
+"""Probes a second that a guest can take whose kernel checks itself; with more it has time for nothing else."""
 
 TAIL_PROBES = 200
 """Traffic persists if this many of the last probes arrive: one second of the lab's aftermath."""
@@ -64,12 +77,21 @@ class LabTest(Test):  # type: ignore[misc]  # avocado has no type information
         self, qemu: QemuBinary, destination: QemuBinary, scenario: Mapping[str, Any]
     ) -> AsyncIterator[Lab]:
         wanted = Scenario(**{"bandwidth_mib_s": BANDWIDTH_MIB_S, **scenario})
-        image = image_under_test(wanted.guest, self.params.get("kernel", default=None))
+        kernel = self.params.get("kernel", default=None)
+        image = image_under_test(wanted.guest, kernel)
+        if image.version.endswith(CHECKED):
+            wanted = replace(wanted, rate_hz=min(wanted.rate_hz, CHECKED_RATE_HZ))
         cache = paths.BUILD / "accelerator.json"
         self.log.info("records and logs: %s", self.run_folder)
-        topology = await topology_of(wanted, qemu, image, cache, destination_qemu=destination)
+        topology = await topology_of(
+            wanted, qemu, image, cache, kernel, destination_qemu=destination
+        )
         async with Lab(wanted, topology, self.run_folder) as lab:
             yield lab
+            if kernel and lab.vm.process.returncode is None:
+                leaks = await lab.vm.agent.run(LEAKS, LEAKS_S)
+                self.assertEqual(leaks, "", "the guest's kernel has lost memory")
+        self.assert_no_reports(lab)
 
     @property
     def run_folder(self) -> Path:
@@ -160,6 +182,10 @@ class LabTest(Test):  # type: ignore[misc]  # avocado has no type information
             self.assertEqual(counts.lost, 0, direction)
         self.assert_route(verdict, [port])
         self.assertEqual(lab.vm.name, port[0])
+
+    def assert_no_reports(self, lab: Lab) -> None:
+        """The kernels of the VMs, which have ended by now, found nothing wrong with themselves (their consoles say)."""
+        self.assertEqual(lab.kernel_reports, [], "the guest's kernel reports trouble")
 
     def assert_sound(self, verdict: Verdict) -> None:
         """The records are complete, and nothing is lost or doubled before the first switch."""

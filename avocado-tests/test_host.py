@@ -67,10 +67,6 @@ class Operator(LabTest):
             await self.refused(host, "in use", "assign", nic, "--mac", MAC)
 
             await self.refused(host, "0000:99:00.0", "assign", "0000:99:00.0", "--mac", MAC)
-            await self.refused(host, "QMP", "pair", "no-such-socket")
-            await self.refused(
-                host, "no-such-tap", "steer", MAC, "--to", "standby", "--tap", "no-such-tap"
-            )
 
     async def test_steering(self) -> None:
         """The fabric is pointed at the tap and back, and is as it was once that is taken away."""

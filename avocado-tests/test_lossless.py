@@ -3,14 +3,16 @@
 
 import contextlib
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from labtest import LabTest
+from vnet_standby.errors import VnetStandbyError
 from vnet_standby.lab.agent import Link
 from vnet_standby.lab.command import PRIMARY_ID, STANDBY_ID
 from vnet_standby.lab.events import Event
 from vnet_standby.lab.flat import Flat
 from vnet_standby.lab.lab import Lab
+from vnet_standby.lab.nested import Nested as NestedTopology
 from vnet_standby.traffic.verdict import Verdict
 
 PAIRS = 16
@@ -18,8 +20,8 @@ SWITCH_S = 30
 TCP_MIB_S = 4
 
 UNPLANNED = 100
-"""How many of 1,000 probes a second may be lost to a NIC that is suddenly deaf: it takes the guest, the host agent and
-the fabric so long to know (README)."""
+"""How many probes may be lost to a NIC that is suddenly deaf: it takes the guest, the host agent and the fabric so long
+to know (README). At 1,000 a second that is 100 ms, at 200 a second, in emulated hosts, 500 ms."""
 
 Step = Literal["asked", "left", "active", "closed", "passed"]
 STEPS: tuple[Step, ...] = get_args(Step)
@@ -29,6 +31,12 @@ and the destination's agent has not answered yet; the guest is stopped behind th
 
 def _without_carrier(links: Sequence[Link]) -> bool:
     return any(link.master and not link.carrier for link in links)
+
+
+def _gives_up(event: Event) -> bool:
+    """QEMU has not waited any longer for the fabric, or for the gate to be answered."""
+    too_often = event.data.get("reason") == "The gate was withdrawn too often"
+    return too_often or event.data.get("outcome") == "timed-out"
 
 
 class LosslessTest(LabTest):
@@ -41,7 +49,7 @@ class LosslessTest(LabTest):
         self.require_datapath_protocol()
         async with self.lab(guest="vnet-standby", driver="patched", **scenario) as lab:
             await lab.start_vm()
-            await self.moved(lab, "primary", 0)
+            await self.followed(lab, "primary")
             await lab.start_traffic()
             yield lab
             await lab.stop_traffic()
@@ -51,6 +59,16 @@ class LosslessTest(LabTest):
                 "from_guest": counters["tx_forced"],
             }
 
+    async def followed(self, lab: Lab, datapath: str, since: int = 0) -> None:
+        """The agent has pointed the fabric, be it later than QEMU waits: the machine may be busy."""
+
+        def acknowledged(event: Event) -> bool:
+            pair = event.data.get("device"), event.data.get("to")
+            return event.event == "acknowledged" and pair == (STANDBY_ID, datapath)
+
+        waiting = lab.events.wait(acknowledged, since)
+        await lab.vm.bounded(waiting, SWITCH_S, f"the agent pointing the fabric at the {datapath}")
+
     async def moved(self, lab: Lab, datapath: str, since: int) -> None:
         """The fabric has followed the guest, as the agent says."""
         await lab.vm.expect(
@@ -59,12 +77,12 @@ class LosslessTest(LabTest):
         )  # fmt: skip
 
     async def migrate(self, lab: Lab) -> None:
-        """The gate is passed at the first attempt, and the primary there carries the traffic."""
+        """The gate is passed, and the primary there carries the traffic."""
         since = len(lab.events)
         source = lab.vm
         await lab.migrate()
         await source.expect("VIRTIO_NET_STANDBY_GATE", 0, since, role="source", state="passed")
-        await self.moved(lab, "primary", since)
+        await self.followed(lab, "primary", since)
 
     async def check(self, **scenario: Any) -> None:
         async with self.managed(**scenario) as lab:
@@ -79,11 +97,16 @@ class LosslessTest(LabTest):
 
         It holds frames for 50 (sending) or 90 ms (receiving) at most; a test machine may stand still for longer.
         """
+        self.assert_complete(verdict)
+        for direction, counts in verdict.counts.items():
+            if not self.forced[direction]:
+                self.assertEqual(counts.reordered, 0, f"reordered {direction}")
+
+    def assert_complete(self, verdict: Verdict) -> None:
+        """Nothing is lost or twice."""
         for direction, counts in verdict.counts.items():
             faults = counts.lost, counts.duplicated
             self.assertEqual(faults, (0, 0), f"lost, duplicated {direction}")
-            if not self.forced[direction]:
-                self.assertEqual(counts.reordered, 0, f"reordered {direction}")
         self.assert_persists(verdict)
 
 
@@ -165,9 +188,80 @@ class Nested(LosslessTest):
     """
 
     timeout = 600
+    gave_up: Sequence[Event] = ()
+    hosts: ClassVar[dict[str, Any]] = {
+        "topology": "nested",
+        "primary": "vf",
+        "ram_mib": 256,
+        "bandwidth_mib_s": 20,
+    }
 
     async def test_migration(self) -> None:
-        await self.check(topology="nested", primary="vf", ram_mib=256, bandwidth_mib_s=20)
+        """The hosts' kernels move the standbys' frames: the gate takes its queue from vhost-net."""
+        await self.check(**self.hosts, vhost=True)
+
+    async def test_to_another_vendor(self) -> None:
+        await self.across("primary", "nic", destination_primary="nic")
+
+    async def test_from_another_vendor(self) -> None:
+        await self.across("nic", "primary", primary="nic", destination_primary="vf")
+
+    async def across(self, source: str, destination: str, **primaries: str) -> None:
+        """One end has a whole NIC, to which switches outside come by announcements: those keep no order.
+
+        `source` and `destination` are the ports that carry the traffic before and after.
+        """
+        async with self.managed(**{**self.hosts, **primaries}) as lab:
+            await self.migrate(lab)
+        verdict = self.judge()
+        self.assert_complete(verdict)
+        ports = [f"a-{source}", "a-standby", "b-standby", f"b-{destination}"]
+        self.assertEqual(self.route(verdict, "from_guest"), ports)
+
+    async def test_cable_pulled(self) -> None:
+        """A whole NIC loses its link before anybody knows; the guest is back on it once it has one again."""
+        async with self.managed(**{**self.hosts, "primary": "nic"}) as lab:
+            assert isinstance(lab.topology, NestedTopology)
+            for up, datapath in ((False, "standby"), (True, "primary")):
+                since = len(lab.events)
+                await lab.topology.hosts["a"].machine.execute("set_link", name="nic", up=up)
+                await self.followed(lab, datapath, since)
+        verdict = self.judge()
+        self.assertEqual(self.route(verdict, "from_guest"), ["a-nic", "a-standby", "a-nic"])
+        for direction, counts in verdict.counts.items():
+            self.assertEqual(counts.duplicated, 0, f"duplicated {direction}")
+            self.assertLessEqual(counts.lost, UNPLANNED, f"lost {direction}")
+
+    async def test_agent_killed(self) -> None:
+        """A guest on its VF goes on: the PF lets a VF send with the MAC of its filter only, so that stays."""
+        async with self.managed(**self.hosts) as lab:
+            assert isinstance(lab.topology, NestedTopology)
+            left = lab.events.wait(lambda event: event.event == "left", len(lab.events))
+            await lab.topology.hosts["a"].kill_agent()
+            await lab.vm.bounded(left, SWITCH_S, "the agent's guard putting the fabric in order")
+        self.assert_lossless(self.judge())
+
+    async def migrate(self, lab: Lab) -> None:
+        """QEMU waits 500 ms for an agent; in hosts that are emulated on a busy machine it can take longer."""
+        since = len(lab.events)
+        try:
+            await super().migrate(lab)
+        except VnetStandbyError:
+            self.excuse(lab.events.seen(_gives_up, since))
+            raise
+        self.gave_up = lab.events.seen(_gives_up, since)
+
+    def assert_complete(self, verdict: Verdict) -> None:
+        try:
+            super().assert_complete(verdict)
+        except AssertionError:
+            self.excuse(self.gave_up)
+            raise
+
+    def excuse(self, gave_up: Sequence[Event]) -> None:
+        """Cancel the test if QEMU has given up waiting for an agent."""
+        if gave_up:
+            self.cancel(f"the emulated hosts are too slow here: {gave_up[0]}")
 
 
 class Unplanned(LosslessTest):

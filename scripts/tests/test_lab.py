@@ -29,6 +29,7 @@ from vnet_standby.lab.command import (
 from vnet_standby.lab.events import EventLog
 from vnet_standby.lab.flat import Flat
 from vnet_standby.lab.scenario import MAC, Host, Scenario
+from vnet_standby.lab.vm import Vm
 
 QEMU = QemuBinary(Path("/q"), "QEMU 10", "pc-q35-10.0", Path("/fw"), True, True)
 RUN = Path("/run-folder")
@@ -166,6 +167,19 @@ def test_a_primary_of_the_other_topology_is_refused() -> None:
         Scenario(primary="vf")
     with pytest.raises(VnetStandbyError, match="nested topology has no primary e1000e"):
         Scenario(topology="nested")
+
+
+def test_an_igb_needs_a_qemu_with_the_series() -> None:
+    assert Scenario(primary="igb").needs_series
+    assert Scenario(destination_primary="igb").needs_series
+    assert not Scenario().needs_series
+    assert not Scenario(guest="bond", primary="igb").needs_series
+
+
+def test_processors() -> None:
+    assert "-smp 2" in " ".join(flat(Scenario(vcpus=2)).vm_arguments("a", RUN, incoming=False))
+    with pytest.raises(VnetStandbyError, match="only a VM of the flat topology"):
+        Scenario(topology="nested", primary="vf", vcpus=2)
 
 
 def test_what_is_passed_through_is_paired_like_an_emulated_primary() -> None:
@@ -351,3 +365,29 @@ def test_events_are_written_in_order_of_time(tmp_path: Path) -> None:
     lines = (tmp_path / "events.jsonl").read_text().splitlines()
     assert [json.loads(line)["event"] for line in lines] == ["early", "late"]
     assert json.loads(lines[0]) == {"t": 1.0, "who": "a", "event": "early", "data": {"x": 1}}
+
+
+REPORTS = (
+    "[   12.3] WARNING: CPU: 0 PID: 77 at net/core/dev.c:7 netif_rx+0x1/0x2",
+    "[   12.3] WARNING: possible circular locking dependency detected",
+    "[   12.3] WARNING: suspicious RCU usage",
+    "[   12.3] BUG: KASAN: slab-use-after-free in vnet_standby_receive+0x1/0x2",
+    "[   12.3] BUG: sleeping function called from invalid context at mm/slab.h:7",
+    "[   12.3] INFO: task kworker/0:1:9 blocked for more than 120 seconds.",
+    "[   12.3] Oops: general protection fault, probably for non-canonical address",
+    "[   12.3] UBSAN: shift-out-of-bounds in drivers/net/virtio_net.c:7",
+    "[   12.3] list_del corruption. prev->next should be ffff, but was 0",
+    "[   12.3] unregister_netdevice: waiting for eth0 to become free. Usage count = 2",
+)
+
+
+def test_what_a_kernel_finds_wrong_with_itself_is_read_from_its_console(tmp_path: Path) -> None:
+    vm = Vm("a", EventLog(), tmp_path)
+    assert vm.kernel_reports() == []
+    ordinary = (
+        "[    0.1] Spectre V2 : WARNING: Unprivileged eBPF is enabled with eIBRS on",
+        "[    1.2] e1000e 0000:02:00.0 eth1: NIC Link is Up 1000 Mbps Full Duplex",
+        "[    1.3] virtio_net virtio0 eth0: vnet-standby: left alone: eth2 has the MAC, too",
+    )
+    vm.console.write_text("\n".join([*ordinary, *REPORTS]) + "\n")
+    assert vm.kernel_reports() == list(REPORTS)

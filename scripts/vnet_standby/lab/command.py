@@ -106,7 +106,8 @@ def boot_arguments(scenario: Scenario, kernel: Path, initramfs: Path, run: Path)
 
 def _kernel_command_line(scenario: Scenario) -> str:
     return (
-        f"console=ttyS0 quiet panic=-1 vnet.guest={scenario.guest} "
+        # the console gets warnings, too: what the kernel finds wrong with itself often is no more than that
+        f"console=ttyS0 loglevel=5 panic=-1 vnet.guest={scenario.guest} "
         f"vnet.address={GUEST_ADDRESS}/{PREFIX_LENGTH} vnet.first={scenario.first_driver} "
         f"vnet.driver={scenario.driver}"
     )
@@ -119,11 +120,11 @@ def write_boot_settings(run: Path, settings: Mapping[str, str]) -> None:
 
 
 def machine_arguments(
-    qemu: QemuBinary, accelerator: str, ram_mib: int, hotplug: str = "acpi"
+    qemu: QemuBinary, accelerator: str, ram_mib: int, hotplug: str = "acpi", vcpus: int = 1
 ) -> list[str]:
     """The part of the command line that makes a q35 PC without NICs, boot medium or display."""
     arguments = ["-nodefaults", "-no-user-config", "-display", "none"]
-    arguments += ["-machine", qemu.machine, "-m", str(ram_mib), "-smp", "1"]
+    arguments += ["-machine", qemu.machine, "-m", str(ram_mib), "-smp", str(vcpus)]
     if accelerator == "kvm":
         arguments += ["-accel", "kvm", "-cpu", "host"]
     else:
@@ -152,11 +153,10 @@ def nic_arguments(
     for slot, datapath in enumerate(_datapaths(scenario), start=1):
         root_port = f"pcie-root-port,id=rp-{datapath},bus=pcie.0,chassis={slot},slot={slot}"
         arguments += ["-device", root_port]
-    taps = {"standby": standby_tap if scenario.standby else None, "primary": primary_tap}
-    for datapath, tap in taps.items():
-        if tap:
-            netdev = f"tap,id=net-{datapath},ifname={tap},script=no,downscript=no,vhost=off"
-            arguments += ["-netdev", netdev]
+    if scenario.standby:
+        arguments += ["-netdev", tap_netdev("net-standby", standby_tap, vhost=scenario.vhost)]
+    if primary_tap:
+        arguments += ["-netdev", tap_netdev("net-primary", primary_tap)]
     if scenario.spare_port:
         arguments += ["-device", "pcie-root-port,id=rp-spare,bus=pcie.0,chassis=9,slot=9"]
     if scenario.standby:
@@ -178,12 +178,12 @@ def further_pair_arguments(
     for number in range(1, scenario.pairs):
         device, function = divmod(number - 1, _FUNCTIONS)
         for kind, (datapath, first) in enumerate(_FURTHER_PORTS.items()):
-            name = f"{datapath}{number}"
+            name, vhost = f"{datapath}{number}", scenario.vhost and datapath == "standby"
             slot = _FIRST_FURTHER_SLOT + 2 * number + kind
             arguments += [
                 "-device", f"pcie-root-port,id=rp-{name},bus=pcie.0,addr={first + device:#x}.{function},"
                 f"multifunction=on,chassis={slot},slot={slot}",
-                "-netdev", f"tap,id=net-{name},ifname={host}-{name},script=no,downscript=no,vhost=off",
+                "-netdev", tap_netdev(f"net-{name}", f"{host}-{name}", vhost=vhost),
             ]  # fmt: skip
         primary = emulated_primary(scenario, host, incoming=incoming, number=number)
         arguments += ["-device", _option(_standby(scenario, protocol, "", number))]
@@ -205,6 +205,12 @@ def _mac(number: int) -> str:
     octets = bytearray.fromhex(MAC.replace(":", ""))
     octets[-1] += number
     return octets.hex(":")
+
+
+def tap_netdev(name: str, ifname: str, *, vhost: bool = False) -> str:
+    """QEMU's netdev on a tap that exists; with `vhost` the host's kernel moves its frames."""
+    backend = "vhostforce=on" if vhost else "vhost=off"  # with vhost=on, QEMU would do without
+    return f"tap,id={name},ifname={ifname},script=no,downscript=no,{backend}"
 
 
 def _datapaths(scenario: Scenario) -> list[str]:

@@ -20,7 +20,7 @@ from typing import Literal, get_args
 from vnet_standby.build.driver import driver_image
 from vnet_standby.build.image import GuestImage, guest_image
 from vnet_standby.errors import VnetStandbyError
-from vnet_standby.lab.command import PRIMARY_ID, STANDBY_ID, QemuBinary
+from vnet_standby.lab.command import PRIMARY_ID, STANDBY_ID, QemuBinary, tap_netdev
 from vnet_standby.lab.namespace import enter_private_network
 from vnet_standby.lab.network import PREFIX_LENGTH, create_tap
 from vnet_standby.lab.scenario import MAC
@@ -195,6 +195,6 @@ def _standby(guest: CostGuest) -> Sequence[str]:
     return [
         "-device", "pcie-root-port,id=rp-standby,bus=pcie.0,chassis=1,slot=1",
         # a tap, because only that can checksum and segment for the guest, as where it is used
-        "-netdev", f"tap,id=net-standby,ifname={_TAP},script=no,downscript=no,vhost=off",
+        "-netdev", tap_netdev("net-standby", _TAP),
         "-device", f"{nic},{steady}{paired}",
     ]  # fmt: skip

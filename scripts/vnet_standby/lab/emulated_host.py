@@ -3,6 +3,7 @@
 
 import asyncio
 import contextlib
+import json
 import shlex
 import socket
 from collections.abc import Awaitable, Sequence
@@ -20,6 +21,7 @@ from vnet_standby.lab.command import (
     agent_arguments,
     machine_arguments,
     monitor_arguments,
+    tap_netdev,
 )
 from vnet_standby.lab.events import Event, EventLog
 from vnet_standby.lab.host_agent import JournalReader
@@ -157,6 +159,11 @@ class EmulatedHost:
             agent_end = await self._unless_exited(process, _accept(agent), what, vm.stderr)
         return Launched(process, line, qmp_end, agent_end)
 
+    async def kill_agent(self) -> None:
+        """End the host's agent as a crash would; its guard, another process, lives on."""
+        status = json.loads(await self.operate("agent", "--status", "--json"))
+        await self.run(f"kill -9 {status['pid']}")
+
     async def start_agent(self, events: EventLog, log: Path) -> None:
         """Start the host's agent, for the VMs in `MONITORS`; its journal calls us over the management network.
 
@@ -236,8 +243,7 @@ class EmulatedHost:
         )
 
     def _tap(self, kind: str) -> list[str]:
-        tap = f"tap,id={kind},ifname={self.name}-{kind},script=no,downscript=no,vhost=off"
-        return ["-netdev", tap]
+        return ["-netdev", tap_netdev(kind, f"{self.name}-{kind}")]
 
     def _mac(self, kind: str) -> str:
         if kind == "nic" and self._nic_mac:

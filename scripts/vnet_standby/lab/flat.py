@@ -2,6 +2,7 @@
 """The flat topology: both hosts are QEMUs on this machine, whose taps are ports of one bridge."""
 
 import contextlib
+import os
 import signal
 import tempfile
 from asyncio.subprocess import Process
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vnet_standby.build.image import GuestImage
+from vnet_standby.errors import VnetStandbyError
 from vnet_standby.lab.accelerator import Accelerator
 from vnet_standby.lab.command import (
     QemuBinary,
@@ -29,6 +31,7 @@ from vnet_standby.lab.scenario import Host, Scenario
 from vnet_standby.lab.vm import Launch, Vm, local
 
 _HOSTS: tuple[Host, ...] = ("a", "b")
+_VHOST = "/dev/vhost-net"
 
 
 class Flat:
@@ -72,6 +75,11 @@ class Flat:
 
     async def create(self, events: EventLog, run: Path) -> None:
         """Make the bridge and its ports, and start the host agent."""
+        if self._scenario.vhost and not os.access(_VHOST, os.R_OK | os.W_OK):
+            raise VnetStandbyError(
+                f"{_VHOST} can't be used here; load vhost_net and let this user open it, or take the nested topology, "
+                "whose hosts have it"
+            )
         further = [tap for host in _HOSTS for tap in further_taps(self._scenario, host)]
         await create_network([*self.ports, *further])
         if self.has_agent:
@@ -121,7 +129,9 @@ class Flat:
         absent = incoming and scenario.managed
         tap = f"{host}-primary" if primary else None
         return [
-            *machine_arguments(qemu, self._accelerator, scenario.ram_mib, scenario.hotplug),
+            *machine_arguments(
+                qemu, self._accelerator, scenario.ram_mib, scenario.hotplug, scenario.vcpus
+            ),
             *boot_arguments(scenario, self._image.kernel, self._image.initramfs, run),
             *nic_arguments(
                 scenario, f"{host}-standby", None if absent else primary, tap, protocol=self.protocol

@@ -35,7 +35,7 @@ REACHABLE_S = 30
 RESET_S = 30
 UNPLUG_S = 30  # native PCIe hotplug waits 5 s on the attention button (PCIe base spec 6.7.1.5) before it ejects
 MIGRATION_S = 300
-QUIET_S = 5.0  # the noise floor is measured before the migration
+QUIET_S = 3.0  # the noise floor is measured before the migration
 AFTERMATH_S = 6.0  # the slowest failback seen (e1000: 2 s of link-up time) and some more
 _END_STATES = ("completed", "failed", "cancelled")
 
@@ -49,6 +49,8 @@ class Lab:
         self.run = run
         self.events = EventLog()
         self.topology = topology
+        self.kernel_reports: list[str] = []
+        """What the kernels of the VMs that have ended found wrong with themselves: lines of their consoles."""
         self._commands: dict[str, str] = {}
         self._running: Vm | None = None
         self._destination: Vm | None = None
@@ -62,8 +64,8 @@ class Lab:
 
     async def __aenter__(self) -> Self:
         """Enter a private network namespace and build the topology in it."""
-        if self.scenario.managed and self.scenario.paired:
-            self._require_standby_property()
+        if self.scenario.needs_series:
+            self._require_series()
         self.run.mkdir(parents=True, exist_ok=True)
         enter_private_network()
         try:
@@ -323,11 +325,9 @@ class Lab:
             arguments += ["-incoming", "defer"]
         stack = contextlib.AsyncExitStack()
         self._vms[host] = stack
-        vm = await stack.enter_async_context(
-            running_vm(
-                self.topology.vm(host, self.events, self.run), arguments, self.topology.launch(host)
-            )
-        )
+        vm = self.topology.vm(host, self.events, self.run)
+        stack.callback(lambda: self.kernel_reports.extend(vm.kernel_reports()))
+        await stack.enter_async_context(running_vm(vm, arguments, self.topology.launch(host)))
         self._commands[host] = vm.command
         return vm
 
@@ -379,7 +379,7 @@ class Lab:
     async def _lab_event(self, event: str, data: dict[str, Any] | None = None) -> None:
         await self.events.add("lab", event, data or {})
 
-    def _require_standby_property(self) -> None:
+    def _require_series(self) -> None:
         for host, binary in self.topology.binaries.items():
             if not binary.has_standby_property:
                 raise VnetStandbyError(

@@ -11,7 +11,7 @@ Host = Literal["a", "b"]
 GuestKind = Literal["vnet-standby", "net-failover", "bond", "virtio"]
 Hotplug = Literal["acpi", "pcie"]
 TopologyName = Literal["flat", "nested"]
-PrimaryModel = Literal["e1000e", "e1000", "vf", "nic"]
+PrimaryModel = Literal["e1000e", "e1000", "igb", "vf", "nic"]
 DestinationPrimary = Literal["same", "none"] | PrimaryModel
 TrafficKind = Literal["both", "to-guest", "from-guest"]
 Owner = Literal["qemu", "management"]
@@ -21,7 +21,7 @@ GUEST_KINDS: tuple[GuestKind, ...] = get_args(GuestKind)
 HOTPLUGS: tuple[Hotplug, ...] = get_args(Hotplug)
 TOPOLOGIES: tuple[TopologyName, ...] = get_args(TopologyName)
 PRIMARY_MODELS: dict[TopologyName, tuple[PrimaryModel, ...]] = {
-    "flat": ("e1000e", "e1000"),
+    "flat": ("e1000e", "e1000", "igb"),
     "nested": ("vf", "nic"),
 }
 """The primaries of each topology, its default first: emulated NICs, or what an emulated host passes through: an igb
@@ -33,6 +33,7 @@ RAM_MIB: dict[TopologyName, int] = {"flat": 512, "nested": 256}
 _DRIVERS: dict[PrimaryModel, str] = {
     "e1000e": "e1000e",
     "e1000": "e1000",
+    "igb": "igb",
     "vf": "igbvf",
     "nic": "e1000e",
 }
@@ -68,6 +69,8 @@ class Scenario:
     """A TCP stream to the guest beside the probes, at most so fast; 0: none. One without a limit would dirty the
     guest's memory faster than a limited migration copies it."""
     ram_mib: int = 512
+    vcpus: int = 1
+    """How many processors the VM has; an igb's driver makes a queue for each. Flat topology only."""
     bandwidth_mib_s: int = 6
     """The migration's limit; it sets how long the RAM phase lasts."""
     owner: Owner = "qemu"
@@ -77,6 +80,8 @@ class Scenario:
     """Whether an agent on each host moves the fabric when guest and QEMU say that the datapath moves. It needs a
     patched vnet-standby guest and a QEMU with the datapath protocol, and is left out without a word where those are
     missing."""
+    vhost: bool = False
+    """Whether the host's kernel (vhost-net) moves the standby's frames, as usual in production, or QEMU."""
     standby: bool = True
     """False leaves the standby out: a control that has to lose its traffic."""
     destination_primary_mac: str = MAC
@@ -102,6 +107,10 @@ class Scenario:
                 )
         if self.resettable and self.topology != "flat":
             raise VnetStandbyError("only a VM of the flat topology can be reset by the lab")
+        if self.vcpus > 1 and self.topology != "flat":
+            raise VnetStandbyError(
+                "only a VM of the flat topology can have more than one processor"
+            )
         if self.pairs > 1 and not self.can_have_pairs:
             raise VnetStandbyError(
                 f"a {self.guest} guest in the {self.topology} topology can't have {self.pairs} pairs; several need "
@@ -141,3 +150,9 @@ class Scenario:
     def managed(self) -> bool:
         """Whether management, not QEMU, unplugs and plugs the primary."""
         return self.guest == "bond" or (self.paired and self.owner == "management")
+
+    @property
+    def needs_series(self) -> bool:
+        """Whether only a QEMU with the series has what it takes; without it failover refuses a NIC that has VFs."""
+        primaries = {self.primary_on("a"), self.primary_on("b")}
+        return self.paired and (self.managed or "igb" in primaries)

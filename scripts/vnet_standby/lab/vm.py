@@ -3,6 +3,7 @@
 
 import asyncio
 import contextlib
+import re
 import shlex
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -23,6 +24,13 @@ T = TypeVar("T")
 _QMP_TIMEOUT_S = 30
 _QUIT_TIMEOUT_S = 5
 _CONSOLE_LINES = 30
+
+# What the kernel says first when it finds something wrong with itself. Behind another colon it is about the processor
+# (Spectre V2 : WARNING: ...).
+_REPORT = re.compile(
+    r"(?<!: )WARNING: |BUG: |INFO: |Oops|Call Trace|UBSAN: |possible .* lock|corruption|ref_tracker: "
+    r"|waiting for \S+ to become free"
+)
 
 
 class QemuProcess(Protocol):
@@ -164,6 +172,13 @@ class Vm:
         if not lines:
             return f"; its console {self.console} is empty"
         return "; the last lines of its console:\n" + "\n".join(f"  | {line}" for line in lines)
+
+    def kernel_reports(self) -> list[str]:
+        """The lines of the guest's console in which its kernel says that something is wrong with itself."""
+        if not self.console.exists():
+            return []
+        lines = self.console.read_text(errors="replace").splitlines()
+        return [line for line in lines if _REPORT.search(line)]
 
     async def start(self, arguments: Sequence[str], launch: Launch) -> None:
         """Start QEMU and talk to it."""
