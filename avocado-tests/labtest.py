@@ -6,8 +6,10 @@ Parameters (`avocado run -p NAME=VALUE`):
     kernel   the guest's kernel, as for `scripts/demo --kernel`
 """
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,9 @@ from vnet_standby.traffic.verdict import Direction, Verdict
 
 BANDWIDTH_MIB_S = 40
 """A RAM phase of 2 to 3 s: long enough for hundreds of probes, short enough for many tests."""
+
+SETTLE_S = 10
+"""How long a test waits for what should take the guest, the agent or QEMU no time to speak of."""
 
 STOP_EDGE_S = 0.05
 """What still waits in the source's tap when the guest is stopped is lost with it, although it was sent before."""
@@ -127,6 +132,19 @@ class LabTest(Test):  # type: ignore[misc]  # avocado has no type information
         links = (await lab.vm.agent.links()).values()
         (master,) = [link for link in links if link.driver == "virtio_net" and link.mac == MAC]
         return await lab.vm.agent.counters(master.name)
+
+    async def counted(
+        self, lab: Lab, wanted: Callable[[Mapping[str, int]], bool], what: str
+    ) -> dict[str, int]:
+        """Return the driver's counters as soon as they are as `wanted`, which `what` says; no event tells of them."""
+        deadline = time.monotonic() + SETTLE_S
+        while True:
+            counters = await self.counters(lab)
+            if wanted(counters):
+                return counters
+            if time.monotonic() > deadline:
+                self.fail(f"{what}: not within {SETTLE_S} s; the driver counts {counters}")
+            await asyncio.sleep(0.05)
 
     async def ignore_unplugs(self, lab: Lab) -> None:
         """Take the slots from the guest's hotplug driver: nobody answers the attention button any more.

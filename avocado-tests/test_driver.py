@@ -3,7 +3,6 @@
 
 import contextlib
 import socket
-import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -20,8 +19,6 @@ from vnet_standby.traffic.probe import GUEST_PORT, NUMBERED, PEER_ADDRESS, PEER_
 from vnet_standby.traffic.verdict import Verdict
 
 ROUTE = ["a-primary", "a-standby", "b-standby", "b-primary"]
-
-SETTLE_S = 10
 
 PROBES = 20
 
@@ -368,11 +365,13 @@ class Following(DriverTest):
             await self.wait_active(lab, "primary")
 
     async def wait_active(self, lab: Lab, path: str) -> None:
-        """The path may change a moment after what makes it change, and nothing tells: ask until it has."""
-        deadline = time.monotonic() + SETTLE_S
-        while time.monotonic() < deadline:
-            if (await self.counters(lab))["active_path_is_primary"] == (path == "primary"):
-                break
+        """The path may change a moment after what makes it change."""
+        wanted = int(path == "primary")
+        await self.counted(
+            lab,
+            lambda counters: counters["active_path_is_primary"] == wanted,
+            f"being on the {path}",
+        )
         await self.assert_active(lab, path)
 
     async def groups(self, lab: Lab, link: Link) -> set[str]:

@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, ClassVar, Literal, get_args
 
-from labtest import LabTest
+from labtest import TAIL_PROBES, LabTest
 from vnet_standby.errors import VnetStandbyError
 from vnet_standby.lab.agent import Link
 from vnet_standby.lab.command import PRIMARY_ID, STANDBY_ID
@@ -75,6 +75,13 @@ class LosslessTest(LabTest):
             "VIRTIO_NET_STANDBY_FABRIC", SWITCH_S, since,
             device=STANDBY_ID, datapath=datapath, outcome="acknowledged",
         )  # fmt: skip
+
+    async def carried(self, lab: Lab) -> None:
+        """The primary has carried as much of the guest's traffic as `assert_persists` judges."""
+        enough = (await self.counters(lab))["primary_tx_packets"] + TAIL_PROBES
+        await self.counted(
+            lab, lambda counters: counters["primary_tx_packets"] >= enough, "sending by the primary"
+        )
 
     async def migrate(self, lab: Lab) -> None:
         """The gate is passed, and the primary there carries the traffic."""
@@ -226,7 +233,9 @@ class Nested(LosslessTest):
                 since = len(lab.events)
                 await lab.topology.hosts["a"].machine.execute("set_link", name="nic", up=up)
                 await self.followed(lab, datapath, since)
+            await self.carried(lab)
         verdict = self.judge()
+        self.assert_persists(verdict)
         self.assertEqual(self.route(verdict, "from_guest"), ["a-nic", "a-standby", "a-nic"])
         for direction, counts in verdict.counts.items():
             self.assertEqual(counts.duplicated, 0, f"duplicated {direction}")
@@ -277,6 +286,7 @@ class Unplanned(LosslessTest):
                 since = len(lab.events)
                 await lab.vm.agent.run(f"echo {device} > /sys/bus/pci/drivers/e1000e/{action}")
                 await self.moved(lab, datapath, since)
+            await self.carried(lab)
         verdict = self.judge()
         self.assert_persists(verdict)
         for direction, counts in verdict.counts.items():

@@ -4,18 +4,16 @@
 The spec is qemu-patches/spec/virtio-net-standby-datapath.md. QEMU's half has qtests.
 """
 
-import asyncio
 import contextlib
 import re
 import socket
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
-from labtest import LabTest
+from labtest import SETTLE_S, LabTest
 from vnet_standby.lab.command import PRIMARY_ID, STANDBY_ID
 from vnet_standby.lab.events import Event
 from vnet_standby.lab.lab import Lab
@@ -24,7 +22,6 @@ from vnet_standby.lab.scenario import MAC
 from vnet_standby.traffic.probe import GUEST_ADDRESS, PEER_ADDRESS
 
 SWITCHES = 100
-SETTLE_S = 10
 
 HOLD_MS = 100
 """The spec's bound for what a new path's frames wait."""
@@ -55,16 +52,12 @@ class ProtocolTest(LabTest):
             yield lab
 
     async def until(self, lab: Lab, **wanted: int) -> dict[str, int]:
-        """Return the counters as soon as those named are as wanted; no event tells of them."""
-        deadline = time.monotonic() + SETTLE_S
-        while True:
-            counters = await self.counters(lab)
-            present = {name: counters[name] for name in wanted}
-            if present == wanted:
-                return counters
-            if time.monotonic() > deadline:
-                self.fail(f"the driver's counters stay at {present}, not {wanted}")
-            await asyncio.sleep(0.05)
+        """Return the driver's counters as soon as those named are as wanted."""
+
+        def reached(counters: Mapping[str, int]) -> bool:
+            return all(counters[name] == value for name, value in wanted.items())
+
+        return await self.counted(lab, reached, f"the driver counting {wanted}")
 
     async def ask_for(self, lab: Lab, datapath: str) -> None:
         """The user's request, as management makes it."""
