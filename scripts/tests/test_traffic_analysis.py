@@ -403,6 +403,17 @@ def fates(tmp_path_factory: pytest.TempPathFactory) -> Verdict:
     return judge(run.write())
 
 
+def test_a_guest_that_hears_nothing_forgets_the_peer(tmp_path: Path) -> None:
+    run = migrated(tmp_path)
+    run.to_guest(lambda t: A if t < 1 else lost("a-primary"), 0, END)
+    run.from_guest(spoilt([(3.9, (), "", ""), (4.1, (), "", "")]), 0, END)
+    early, late = (loss for loss in judge(run.write()).losses if loss.direction == "from_guest")
+    assert early.cause.endswith("the records don't tell why")
+    assert late.cause.endswith(
+        "knew the peer's address no more, as nothing had reached it for long"
+    )
+
+
 @pytest.mark.parametrize(
     ("direction", "t", "last_seen", "cause"),
     [("to_guest", fate[0], *fate[2:]) for fate in TO_GUEST_FATES]

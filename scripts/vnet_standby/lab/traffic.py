@@ -177,6 +177,11 @@ async def tcp_stream(
 async def silence_guest(agent: Agent) -> None:
     """Stop the guest's stream, and what its kernel would send some seconds later to confirm the peer's address."""
     await agent.ask("silence")
+    await teach_peer(agent)
+
+
+async def teach_peer(agent: Agent) -> None:
+    """Give the guest the peer's address for good: its kernel neither asks for it nor gives it up."""
     await agent.run(f"arp -s {PEER_ADDRESS} {PEER_MAC}")
 
 

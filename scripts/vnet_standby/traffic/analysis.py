@@ -48,7 +48,7 @@ def judge(run: Path) -> Verdict:
     primaries = Primaries(
         records.events, timeline, timeline.stretches[0].host if with_primary else None
     )
-    coroner = Coroner(timeline, primaries, records.settings, streams.values(), records.taps)
+    coroner = Coroner(timeline, primaries, records.settings, streams, records.taps)
     losses = [loss for stream in streams.values() for loss in coroner.loss_runs(stream)]
     return Verdict(
         start=start_ns / 1e9,

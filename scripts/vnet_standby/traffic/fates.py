@@ -21,6 +21,9 @@ from vnet_standby.traffic.verdict import Direction, LossRun, SwitchKind
 
 LAST_WORDS_NS: Final = 20_000_000
 """How long before a stop a probe is sent that the guest or its NIC may not get to handle before the stop."""
+UNHEARD_NS: Final = 3_000_000_000
+"""For how long Linux asks for a neighbour that it has doubts of, before it gives its address up: three times, a second
+apart (ucast_probes and retrans_time, net/ipv4/arp.c)."""
 TINY: Final = 2
 """So few delivered probes, or lost ones with another fate, do not split a run of losses."""
 _THERE: Final = {
@@ -48,7 +51,7 @@ class Coroner:
         timeline: Timeline,
         primaries: Primaries,
         settings: Settings,
-        streams: Iterable[Stream],
+        streams: Mapping[Direction, Stream],
         taps: Mapping[str, TapFrames],
     ) -> None:
         """`taps` is what the standbys' taps in emulated hosts carried, by host."""
@@ -58,7 +61,8 @@ class Coroner:
         self._timeline = timeline
         self._primaries = primaries
         self._settings = settings
-        self._deliveries: Mapping[str, list[int]] = _deliveries(streams)
+        self._deliveries: Mapping[str, list[int]] = _deliveries(streams.values())
+        self._heard = streams["to_guest"].arrivals_ns
 
     def loss_runs(self, stream: Stream) -> list[LossRun]:
         """Group a direction's lost probes; a run ends where the fate or the switch changes."""
@@ -214,7 +218,14 @@ class Coroner:
             return f"{story} then"
         if stretch.end_ns - probe.sent_ns < LAST_WORDS_NS:
             return f"sent within {LAST_WORDS_NS // 1_000_000} ms of the guest's stop"
+        if self._unheard(probe.sent_ns):
+            return "probably its kernel knew the peer's address no more, as nothing had reached it for long"
         return "the records don't tell why"
+
+    def _unheard(self, time_ns: int) -> bool:
+        """Whether the peer has sent for so long in vain that the guest may have given its address up."""
+        place = bisect_left(self._heard, time_ns)
+        return place > 0 and time_ns - self._heard[place - 1] > UNHEARD_NS
 
     def _primary_of(self, host: str) -> str | None:
         ports = self._settings.ports
