@@ -387,15 +387,6 @@ class DriverMigration(DriverTest):
     :avocado: tags=driver
     """
 
-    async def test_migration(self) -> None:
-        """
-        :avocado: tags=quick
-        """
-        verdict = await self.migrate()
-        self.assertEqual(self.route(verdict, "from_guest"), ROUTE)
-        # at the failback the bridge may waver: what the standby was given before comes out of the host late
-        self.assertEqual(list(dict.fromkeys(self.route(verdict, "to_guest"))), ROUTE)
-
     async def test_pcie(self) -> None:
         await self.migrate(hotplug="pcie")
 
@@ -403,8 +394,14 @@ class DriverMigration(DriverTest):
         await self.migrate(primary="e1000")
 
     async def test_there_and_back(self) -> None:
+        """
+        :avocado: tags=quick
+        """
         verdict = await self.migrate(times=2)
-        self.assertEqual(self.route(verdict, "from_guest"), ROUTE + ROUTE[::-1][1:])
+        there_and_back = ROUTE + ROUTE[::-1][1:]
+        self.assertEqual(self.route(verdict, "from_guest"), there_and_back)
+        # at the failback the bridge may waver: what the standby was given before comes out of the host late
+        self.assertEqual(set(self.route(verdict, "to_guest")), set(ROUTE))
 
     async def migrate(self, times: int = 1, **scenario: Any) -> Verdict:
         async with self.paired(**scenario) as lab:

@@ -64,9 +64,6 @@ class ThereAndBack(LabTest):
     async def test_net_failover(self) -> None:
         await self.there_and_back(guest="net-failover")
 
-    async def test_bond_pcie(self) -> None:
-        await self.there_and_back(guest="bond", hotplug="pcie")
-
     async def there_and_back(self, **scenario: Any) -> None:
         async with self.lab(**scenario) as lab:
             await lab.start_vm()

@@ -67,6 +67,12 @@ class Build(QemuBuild):
     def objects(self, files: Sequence[str]) -> list[str]:  # noqa: D102
         return [f"{file}.o" for file in files]
 
+    def adopt(self, other: QemuBuild) -> None:  # noqa: D102
+        self.did.append("adopted")
+
+    def is_built(self, series: Series) -> bool:  # noqa: D102
+        return "built" in self.did
+
     def mark_built(self, series: Series) -> None:  # noqa: D102
         self.did.append("built")
 
@@ -77,21 +83,25 @@ PATCHES = Series(Path("x"), ("0001-a.patch", "0002-b.patch"))
 def test_every_patch_is_compiled_and_the_last_one_stays(tmp_path: Path) -> None:
     own = "hw/old.c:1:2: warning: the source's own [-Wx]\n"
     build = Build(tmp_path, {"base": own})
-    series._compile_each(build, PATCHES, ["base", "a", "b"])
+    stock = Build(tmp_path, {})
+    series._compile_each(build, stock, PATCHES, ["base", "a", "b"])
     assert build.did == ["base", "a", "b", "built"]
+    assert stock.did == ["adopted", "built"]
+    series._compile_each(build, stock, PATCHES, ["base", "a", "b"])
+    assert stock.did == ["adopted", "built"]
 
 
 def test_a_warning_is_a_fault_of_its_patch(tmp_path: Path) -> None:
     build = Build(tmp_path, {"b": "[1/2] x\n../hw/net/n.c:7:9: warning: unused [-Wx]\n"})
     with pytest.raises(VnetStandbyError, match=r"^0002-b.patch brings a compiler warning: \.\./hw"):
-        series._compile_each(build, PATCHES, ["base", "a", "b"])
+        series._compile_each(build, Build(tmp_path, {}), PATCHES, ["base", "a", "b"])
     assert "built" not in build.did
 
 
 def test_the_sources_own_warnings_are_nobodys_fault(tmp_path: Path) -> None:
     build = Build(tmp_path, {})
     build.whole["b"] = "[9/9] x\nhw/old.c:1:2: warning: the source's own [-Wx]\n"
-    series._compile_each(build, PATCHES, ["base", "a", "b"])
+    series._compile_each(build, Build(tmp_path, {}), PATCHES, ["base", "a", "b"])
     build.whole["b"] += "../hw/b.c:3:2: warning: seen only with all of the series [-Wx]\n"
     with pytest.raises(VnetStandbyError, match=r"^the series brings a compiler warning: \.\./hw/b"):
-        series._compile_each(build, PATCHES, ["base", "a", "b"])
+        series._compile_each(build, Build(tmp_path, {}), PATCHES, ["base", "a", "b"])

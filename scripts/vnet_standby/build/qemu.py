@@ -85,6 +85,7 @@ _FOLDERS: dict[Variant, Path] = {
     "stock": QEMU_STOCK,
     "sanitized": QEMU_SANITIZED,
 }
+NO_SERIES = Series(SERIES, ())
 _BUILT = ".vnet-standby-built"
 _CONFIGURED = ".vnet-standby-configured"
 _CONFIGURE_TIMEOUT_S = 900
@@ -102,7 +103,7 @@ def build_qemu(variant: Variant, source: str | None = None) -> Path:
     with build_lock(), full_disk_named(BUILD):
         origin = qemu_source(source)
         build = QemuBuild(variant, origin)
-        series = read_series() if variant == "patched" else Series(SERIES, ())
+        series = read_series() if variant == "patched" else NO_SERIES
         if not build.is_built(series):
             say(f"building {variant} QEMU {origin.version} from {origin.origin}")
             build.check_out(patched_commits(origin, series)[-1])
@@ -138,6 +139,12 @@ class QemuBuild:
     def mark_built(self, series: Series) -> None:
         """Say that what is in the folder is complete and made from the source with `series` on it."""
         self._built.write(self.key(series))
+
+    def adopt(self, other: "QemuBuild") -> None:
+        """Take the binary that another build has made of the same commit, with the same flags."""
+        fresh_folder(self.folder)
+        shutil.copy2(other.binary, self.binary)
+        self._link_firmware()
 
     def key(self, series: Series) -> str:
         """Return a hash over all that goes into the binary."""
@@ -220,10 +227,13 @@ class QemuBuild:
             cwd=self.folder,
             timeout_s=_CONFIGURE_TIMEOUT_S,
         )
+        self._link_firmware()
+        Stamp(self.folder / _CONFIGURED).write(self._configuration())
+
+    def _link_firmware(self) -> None:
         link = self.folder / _BUNDLE_FIRMWARE
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(os.path.relpath(firmware(), link.parent))
-        Stamp(self.folder / _CONFIGURED).write(self._configuration())
 
 
 def patched_commits(source: QemuSource, series: Series) -> list[str]:

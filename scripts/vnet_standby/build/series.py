@@ -11,7 +11,7 @@ from vnet_standby.build.cache import Stamp, build_lock, digest
 from vnet_standby.build.commands import environment, run
 from vnet_standby.build.patches import Series, apply, read_series, refresh
 from vnet_standby.build.progress import full_disk_named, run_logged, say
-from vnet_standby.build.qemu import BINARY, QemuBuild, patched_commits, refuse_spaces
+from vnet_standby.build.qemu import BINARY, NO_SERIES, QemuBuild, patched_commits, refuse_spaces
 from vnet_standby.build.source import qemu_source
 from vnet_standby.errors import VnetStandbyError
 from vnet_standby.paths import BUILD, LOGS
@@ -85,7 +85,7 @@ def check(source: str | None = None) -> None:
         packages.require("qemu")
         for patch in series.paths():
             _check_style(origin.tree, patch)
-        _compile_each(build, series, commits)
+        _compile_each(build, QemuBuild("stock", origin), series, commits)
         _run_qtests(build, QTESTS)
         stamp.write(key)
 
@@ -130,16 +130,22 @@ def _check_style(tree: Path, patch: Path) -> None:
             say(f"  {line}")
 
 
-def _compile_each(build: QemuBuild, series: Series, commits: Sequence[str]) -> None:
+def _compile_each(
+    build: QemuBuild, stock: QemuBuild, series: Series, commits: Sequence[str]
+) -> None:
     """Compile what each patch touches, and all of it at the end; a warning that comes with a patch is its fault.
 
     A header that everything includes makes each patch that changes it a whole build. So a patch on its own is held to
-    the files that it changes, and only the last one to all that includes them.
+    the files that it changes, and only the last one to all that includes them. What is compiled before the first one
+    is the stock QEMU.
     """
     if not (build.binary.exists() and _tests(build)):
         # what was never compiled would be compiled with the first patch, and bring the source's own warnings
         build.check_out(commits[0])
         _compile(build, "compiling QEMU before the first patch")
+        if not stock.is_built(NO_SERIES):
+            stock.adopt(build)
+            stock.mark_built(NO_SERIES)
     total = len(series.names)
     for number, patch in enumerate(series.names, start=1):
         build.check_out(commits[number])
