@@ -30,7 +30,7 @@ from vnet_standby.traffic.verdict import Direction, Verdict
 BANDWIDTH_MIB_S = 40
 """A RAM phase of 2 to 3 s: long enough for hundreds of probes, short enough for many tests."""
 
-SETTLE_S = 10
+SETTLE_S = 30
 """How long a test waits for what should take the guest, the agent or QEMU no time to speak of."""
 
 STOP_EDGE_S = 0.05

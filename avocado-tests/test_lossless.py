@@ -77,11 +77,14 @@ class LosslessTest(LabTest):
         )  # fmt: skip
 
     async def carried(self, lab: Lab) -> None:
-        """The primary has carried as much of the guest's traffic as `assert_persists` judges."""
-        enough = (await self.counters(lab))["primary_tx_packets"] + TAIL_PROBES
-        await self.counted(
-            lab, lambda counters: counters["primary_tx_packets"] >= enough, "sending by the primary"
-        )
+        """The primary has carried as much of the guest's traffic as `assert_persists` judges.
+
+        That the fabric follows doesn't say so: the guest hears of it after everybody else.
+        """
+        to_guest = lab.scenario.traffic == "to-guest"
+        counter = "primary_rx_packets" if to_guest else "primary_tx_packets"
+        enough = (await self.counters(lab))[counter] + TAIL_PROBES
+        await self.counted(lab, lambda counters: counters[counter] >= enough, "using the primary")
 
     async def migrate(self, lab: Lab) -> None:
         """The gate is passed, and the primary there carries the traffic."""
@@ -90,6 +93,7 @@ class LosslessTest(LabTest):
         await lab.migrate()
         await source.expect("VIRTIO_NET_STANDBY_GATE", 0, since, role="source", state="passed")
         await self.followed(lab, "primary", since)
+        await self.carried(lab)
 
     async def check(self, **scenario: Any) -> None:
         async with self.managed(**scenario) as lab:
