@@ -4,7 +4,7 @@
 import json
 import os
 import signal
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 from bench_runs import FAIL_BOND, INTERRUPT_SECOND, MIGRATE, RESUME, Lab, a_plan, a_run
 from test_report_outputs import Outline, plots, titles
 
-from vnet_standby.bench import bench, plan
+from vnet_standby.bench import bench, growth, plan
 from vnet_standby.bench.compare import comparison, differences, outcome
 from vnet_standby.bench.load import Usage, busy_s, others
 from vnet_standby.bench.markdown import BEGIN, END, markdown, put
@@ -509,6 +509,49 @@ def test_a_page_shows_what_was_not_measured_as_that(
     text = (out / bench.PAGE).read_text()
     assert "not measured: no answer from the guest; see | its &lt;console&gt;" in text
     assert f"{run_folder(BOND, 1)}/log.txt" in Outline(text).links
+
+
+def test_what_grows_is_drawn_as_a_line_of_cells_that_differ_in_it_only(
+    lab: Lab, tmp_path: Path, said: list[str]
+) -> None:
+    big = replace(PATCHED, ram_mib=2048)
+    out = tmp_path / "bench"
+    run(a_plan(PATCHED, big, BOND, replace(PATCHED, pairs=4), replace(big, tcp=True)), out, said)
+    cells = read(out)["cells"]
+    memory, pairs = growth.AXES
+    assert [
+        (curve.name, [cell["name"] for cell in curve.cells])
+        for axis in (memory, pairs)
+        for curve in growth.curves(cells, axis)
+    ] == [
+        ("vnet-standby, patched", [PATCHED.name, big.name]),
+        ("vnet-standby, patched", [PATCHED.name, replace(PATCHED, pairs=4).name]),
+    ]
+    text = (out / bench.PAGE).read_text()
+    assert "As memory grows (flat)" in text
+    assert f"{run_folder(big, 1)}/report.html" in Outline(text).links
+    told = [title for plot in plots(text) for title in titles(plot)]
+    assert "vnet-standby, patched: 20 probes at 2,048" in told
+    assert "vnet-standby, patched: 20 probes at 4" in told
+
+
+def test_a_line_that_was_not_measured_is_named_as_that(
+    lab: Lab, tmp_path: Path, said: list[str]
+) -> None:
+    lab.behave(FAIL_BOND)
+    out = tmp_path / "bench"
+    cells = [replace(cell, ram_mib=ram) for cell in (BOND, PATCHED) for ram in (512, 1024)]
+    run(a_plan(*cells), out, said)
+    grown = [
+        plot
+        for plot in plots((out / bench.PAGE).read_text())
+        if "against" in plot.get("aria-label", "")
+    ]
+    assert grown
+    for plot in grown:
+        labels = [e.text for e in plot.iter() if e.get("class") == "lane"]
+        assert "not measured: bond" in labels
+        assert len([e for e in plot.iter() if e.tag.endswith("circle")]) == 2
 
 
 # Two results

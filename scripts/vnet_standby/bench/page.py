@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vnet_standby.bench import plots
+from vnet_standby.bench import growth, plots
 from vnet_standby.bench.measures import COST_MEASURES, SWITCHES, read_result
 from vnet_standby.bench.words import (
     UNMEASURED,
@@ -46,6 +46,9 @@ _SCATTER = {
     "off_fast_path_s": False,
 }
 """The measures whose single runs are drawn, and whether the noise floor says something about them."""
+
+_GROWTH = ("stop_to_resume_ms", "off_fast_path_s", "eject_ms", "lost_to_guest")
+"""The measures that are drawn against a VM's size."""
 
 _TABLES = {
     "Probes": tuple(
@@ -87,6 +90,7 @@ def page(result: Result, out: Path) -> str:
     _gaps(main, result)
     _time_lines(main, result, out)
     _scatter(main, result)
+    _growth(main, result)
     for heading, keys in _TABLES.items():
         _figures(main, result, heading, keys)
     _costs(main, result)
@@ -149,6 +153,18 @@ def _scatter(main: ET.Element, result: Result) -> None:
     add_legend(section, [("primary", "a run"), ("gap", "noise floor of the cell's runs")])
     for key, noise in _SCATTER.items():
         plots.runs(node(section, "figure"), result, key, noise=noise)
+
+
+def _growth(main: ET.Element, result: Result) -> None:
+    for axis in growth.AXES:
+        found = growth.curves(result["cells"], axis)
+        for topology in dict.fromkeys(curve.topology for curve in found):
+            section = add_section(main, f"{axis.heading} ({topology})")
+            text = "Medians of the runs, and from least to most; all else is the same along a line."
+            node(section, "p", text, class_="note")
+            alike = [curve for curve in found if curve.topology == topology]
+            for key in _GROWTH:
+                growth.draw(node(section, "figure"), alike, axis, result["measures"][key], key)
 
 
 def _figures(main: ET.Element, result: Result, heading: str, keys: Sequence[str]) -> None:

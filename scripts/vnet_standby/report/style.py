@@ -96,6 +96,12 @@ svg .cross { stroke: var(--lost); stroke-width: 1.5; fill: none; }
 svg .failover { fill: var(--failover); }
 svg .blackout, svg .stopped { fill: var(--blackout); }
 svg .failback { fill: var(--failback); }
+svg .curve { stroke-width: 1.5; }
+svg .curve.primary { stroke: var(--primary); }
+svg .curve.standby { stroke: var(--standby); }
+svg .curve.failover { stroke: var(--failover); }
+svg .curve.failback { stroke: var(--failback); }
+svg .curve.other { stroke: var(--other); }
 svg .cut { stroke: var(--back); stroke-width: 3; }
 svg .hover { fill: transparent; }
 @media print { svg { min-width: 0; } main { max-width: none; } }
