@@ -30,6 +30,8 @@ VIRTIO = Cell("virtio", "stock")
 BOND = Cell("bond", "stock")
 PATCHED = Cell("patched", "patched")
 
+FLAT, FLAT_END = BEGIN.format("flat"), END.format("flat")
+
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -422,18 +424,37 @@ def test_a_readme_gets_the_tables_between_the_marks_again_and_again(
 ) -> None:
     out, readme = tmp_path / "build" / "bench", tmp_path / "README.md"
     result = run(a_plan(BOND), out, said)
-    readme.write_text(f"# Before\n\n{BEGIN}\nearlier tables\n{END}\n\nafter\n")
+    nested = f"{BEGIN.format('nested')}\nanother bench\n{END.format('nested')}\n"
+    readme.write_text(f"# Before\n\n{FLAT}\nearlier tables\n{FLAT_END}\n\nafter\n{nested}")
     put(result, out, readme)
     once = readme.read_text()
     assert "earlier tables" not in once
     assert f"(build/bench/runs/{BOND.name})" in once
-    assert once.startswith(f"# Before\n\n{BEGIN}\n")
-    assert once.endswith(f"\n{END}\n\nafter\n")
+    assert once.startswith(f"# Before\n\n{FLAT}\n")
+    assert once.endswith(f"\n{FLAT_END}\n\nafter\n{nested}")
     put(result, out, readme)
     assert readme.read_text() == once
 
 
-@pytest.mark.parametrize("text", ["", BEGIN, f"{END}\n{BEGIN}", f"{BEGIN}{BEGIN}{END}"])
+def test_each_topology_has_a_place_of_its_own_in_a_readme(
+    lab: Lab, tmp_path: Path, said: list[str]
+) -> None:
+    out, readme = tmp_path / "bench", tmp_path / "README.md"
+    nested = replace(PATCHED, topology="nested", ram_mib=256)
+    result = run(a_plan(BOND, nested, cost_kinds=("bond",)), out, said)
+    begin, end = BEGIN.format("nested"), END.format("nested")
+    readme.write_text(f"{FLAT}{FLAT_END}{begin}{end}")
+    put(result, out, readme)
+    flat, hosts = readme.read_text().split(FLAT_END)
+    assert f"(bench/runs/{BOND.name})" in flat
+    assert f"(bench/runs/{nested.name})" not in flat
+    assert "guest instructions" in flat
+    assert f"(bench/runs/{nested.name})" in hosts
+    assert f"(bench/runs/{BOND.name})" not in hosts
+    assert "guest instructions" not in hosts
+
+
+@pytest.mark.parametrize("text", ["", FLAT, f"{FLAT_END}\n{FLAT}", f"{FLAT}{FLAT}{FLAT_END}"])
 def test_a_readme_that_does_not_say_where_is_left_as_it_is(
     text: str, lab: Lab, tmp_path: Path, said: list[str]
 ) -> None:

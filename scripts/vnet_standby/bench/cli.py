@@ -52,7 +52,8 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
         "--readme",
         type=Path,
         metavar="FILE",
-        help=f"put the tables there, between the lines {BEGIN} and {END}",
+        help=f"put the tables there, between the lines {BEGIN.format('flat')} and {END.format('flat')}; "
+        "those of nested hosts likewise",
     )
     add_sources(parser)
     commands = parser.add_subparsers(metavar="compare")

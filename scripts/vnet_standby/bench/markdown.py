@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A bench's result as Markdown, and the way into a README: between two comments that mark the place."""
+"""A bench's result as Markdown, and the way into a README: between comments that mark a topology's place."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,8 +21,12 @@ from vnet_standby.bench.words import (
 from vnet_standby.build.cache import write_atomically
 from vnet_standby.errors import VnetStandbyError
 
-BEGIN = "<!-- bench: begin -->"
-END = "<!-- bench: end -->"
+BEGIN = "<!-- bench {}: begin -->"
+END = "<!-- bench {}: end -->"
+"""Around a topology's tables in a README."""
+
+_COSTS_WITH = "flat"
+"""What a packet costs in the guest is counted once, without hosts around it."""
 
 
 @dataclass(frozen=True)
@@ -138,14 +142,33 @@ def _escaped(text: str) -> str:
 
 
 def put(result: Result, bench: Path, readme: Path) -> None:
-    """Put the tables into a README, in place of what is between the two comments."""
+    """Put the tables into a README, each topology's in place of what is between its two comments.
+
+    A topology that the README has no place for is left out, unless that holds for all.
+    """
     text = readme.read_text(encoding="utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise VnetStandbyError(
-            f"{readme} does not say where the table goes; put these two lines there, once: {BEGIN} and {END}"
-        )
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
+    topologies = dict.fromkeys(cell["topology"] for cell in result["cells"])
+    placed = [name for name in topologies if BEGIN.format(name) in text or END.format(name) in text]
     folder = os.path.relpath(bench.resolve(), readme.resolve().parent)
-    tables = markdown(result, folder)
-    write_atomically(readme, f"{before}{BEGIN}\n\n{tables}\n{END}{after}")
+    for topology in placed or topologies:
+        text = _replaced(text, topology, markdown(_part(result, topology), folder), readme)
+    write_atomically(readme, text)
+
+
+def _part(result: Result, topology: str) -> Result:
+    cells = [cell for cell in result["cells"] if cell["topology"] == topology]
+    costs = result["costs"]
+    if topology != _COSTS_WITH:
+        costs = {**costs, "kinds": {}}
+    return {**result, "cells": cells, "costs": costs}
+
+
+def _replaced(text: str, topology: str, tables: str, readme: Path) -> str:
+    begin, end = BEGIN.format(topology), END.format(topology)
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise VnetStandbyError(
+            f"{readme} does not say where the table goes; put these two lines there, once: {begin} and {end}"
+        )
+    before, rest = text.split(begin)
+    after = rest.split(end)[1]
+    return f"{before}{begin}\n\n{tables}\n{end}{after}"
