@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import signal
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -554,6 +555,40 @@ def test_what_grows_is_drawn_as_a_line_of_cells_that_differ_in_it_only(
     told = [title for plot in plots(text) for title in titles(plot)]
     assert "vnet-standby, patched: 20 probes at 2,048" in told
     assert "vnet-standby, patched: 20 probes at 4" in told
+
+
+def test_a_larger_cell_stands_beside_its_like_in_the_tables(
+    lab: Lab, tmp_path: Path, said: list[str]
+) -> None:
+    big, many = replace(PATCHED, ram_mib=2048), replace(PATCHED, pairs=4)
+    text = markdown(run(a_plan(PATCHED, big, many, BOND), tmp_path / "bench", said), ".")
+    main, memory, pairs = re.split(r"^As .* (?:grows|are added):$", text, flags=re.MULTILINE)
+    for cell in (big, many):
+        assert cell.name not in main
+    records = f"| [vnet-standby, patched](runs/{PATCHED.name}) | patched"
+    assert f"{records} | 512 | 20 |" in memory
+    assert f"{records} | 1 | 20 |" in pairs
+    assert f"| [vnet-standby, patched](runs/{big.name}) | patched | 2,048 | 20 |" in memory
+    assert f"| [vnet-standby, patched](runs/{many.name}) | patched | 4 | 20 |" in pairs
+
+
+def test_standard_has_each_cell_once_and_lines_of_all_sizes() -> None:
+    preset = PRESETS["standard"]
+    cells = [asdict(cell) for cell in expand(preset.blocks, Wishes())]
+    memory, pairs = growth.AXES
+    sizes = {
+        (curve.topology, curve.name): [cell["ram_mib"] for cell in curve.cells]
+        for curve in growth.curves(cells, memory)
+    }
+    assert sizes == {
+        ("flat", "net-failover"): [512, 1024, 2048],
+        ("flat", "vnet-standby, patched"): [512, 1024, 2048],
+        ("nested", "net-failover, nested"): [256, 1024],
+        ("nested", "vnet-standby, patched, nested"): [256, 1024],
+        ("nested", "net-failover, patched QEMU, nested"): [256, 1024],
+    }
+    for curve in growth.curves(cells, pairs):
+        assert [cell["pairs"] for cell in curve.cells] == [1, 4, 16]
 
 
 def test_a_line_that_was_not_measured_is_named_as_that(

@@ -16,6 +16,7 @@ from vnet_standby.bench.matrix import KINDS, PRESETS, Wishes, expand
 from vnet_standby.bench.plan import Plan
 from vnet_standby.bench.results import FILE, read
 from vnet_standby.build.progress import say
+from vnet_standby.lab.command import MAX_PAIRS
 from vnet_standby.lab.cost import COST_GUESTS
 from vnet_standby.lab.scenario import HOTPLUGS, TOPOLOGIES, TRAFFIC_KINDS, Scenario
 from vnet_standby.options import add_sources, number
@@ -37,7 +38,8 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
         "--preset",
         choices=PRESETS,
         default="quick",
-        help="quick: within 20 minutes on two processors without KVM; full: hours (%(default)s)",
+        help="on two processors without KVM quick takes 20 minutes; standard, which has TCP, nested hosts and larger "
+        "VMs as well, an hour; full hours (%(default)s)",
     )
     _add_matrix(parser)
     folder = parser.add_mutually_exclusive_group()
@@ -77,6 +79,7 @@ def _add_matrix(parser: argparse.ArgumentParser) -> None:
     add("--traffic", nargs="+", choices=TRAFFIC_KINDS, default=(), help="as for demo")
     add("--topology", nargs="+", choices=TOPOLOGIES, default=(), help="as for demo")
     add("--ram", nargs="+", type=number(256, 65536), default=(), metavar="MIB", help="guest memory")
+    add("--pairs", nargs="+", type=number(1, MAX_PAIRS), default=(), help="as for demo")
     add("--tcp", action="store_true", help="with a TCP stream to the guest in every cell")
     add("--repeats", type=number(1, 1000), metavar="N", help="runs of each cell")
     add("--bandwidth", type=number(1, 100_000), metavar="MIB/S", help="of the migrations")
@@ -125,6 +128,7 @@ def _new_plan(options: argparse.Namespace) -> Plan:
         traffics=options.traffic,
         topologies=options.topology,
         rams=options.ram,
+        pairs=options.pairs,
         tcp=options.tcp,
     )
     cells = expand(preset.blocks, wishes)

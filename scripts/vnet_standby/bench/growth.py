@@ -31,6 +31,11 @@ class Axis:
     title: str
     heading: str
 
+    def usual(self, cell: Cell) -> Cell:
+        """Return the cell as if it were of the usual size: what else it is then."""
+        usual = {"ram_mib": RAM_MIB[cell["topology"]], "pairs": 1}
+        return {**cell, self.setting: usual[self.setting]}
+
 
 AXES = (
     Axis("ram_mib", "guest memory, MiB", "As memory grows"),
@@ -55,19 +60,13 @@ def curves(cells: Sequence[Cell], axis: Axis) -> list[Curve]:
         alike.setdefault(others, []).append(cell)
     return [
         Curve(
-            _name(found[0], axis),
+            cell_name(axis.usual(found[0])),
             found[0]["topology"],
             sorted(found, key=lambda cell: int(cell[axis.setting])),
         )
         for found in alike.values()
         if len(found) > 1
     ]
-
-
-def _name(cell: Cell, axis: Axis) -> str:
-    """What a cell is called but for the axis."""
-    usual = {"ram_mib": RAM_MIB[cell["topology"]], "pairs": 1}[axis.setting]
-    return cell_name({**cell, axis.setting: usual})
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vnet_standby.bench.growth import AXES, Axis, curves
 from vnet_standby.bench.words import (
     UNMEASURED,
     Cell,
@@ -61,16 +62,34 @@ _TIME = (
     _Column("TCP sent again", ("tcp_retransmitted",)),
     _Column("host agent, MiB", ("agent_peak_mib",)),
 )
+_GROWTH = (
+    _Column("lost to guest", ("lost_to_guest",)),
+    _Column("lost from guest", ("lost_from_guest",)),
+    _Column("STOP to RESUME, ms", ("stop_to_resume_ms",)),
+    _Column("as QEMU reports it, ms", ("downtime_ms",)),
+    _Column("off the fast path, s", ("off_fast_path_s",)),
+    _Column("eject, ms", ("eject_ms",)),
+    _Column("replug, ms", ("replug_ms",)),
+    _Column("host agent, MiB", ("agent_peak_mib",)),
+)
 
 
 def markdown(result: Result, folder: str) -> str:
-    """Return the result's tables; `folder` is where the bench is, as seen from the file that they are put into."""
+    """Return the result's tables; `folder` is where the bench is, as seen from the file that they are put into.
+
+    A cell that differs from another one only in being larger stands beside that one, in a table of what grows.
+    """
     shown = [key for column in (*_LOSS, *_TIME) for key in column.keys]
+    grown = [
+        cell for axis in AXES for curve in curves(result["cells"], axis) for cell in curve.cells[1:]
+    ]
+    cells = [cell for cell in result["cells"] if cell not in grown]
     parts = [
         "Probes lost, duplicated and reordered: median of the runs (least to most).",
-        "\n".join(_table(result, _LOSS, folder)),
+        "\n".join(_table(result, cells, _LOSS, folder)),
         "Times and sizes:",
-        "\n".join(_table(result, _TIME, folder)),
+        "\n".join(_table(result, cells, _TIME, folder)),
+        *_growth_tables(result, folder),
         *_cost_table(result, folder),
         " ".join(ground(result)),
         "\n".join(_legend(reasons(result, shown))),
@@ -80,12 +99,34 @@ def markdown(result: Result, folder: str) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _table(result: Result, columns: Sequence[_Column], folder: str) -> Iterator[str]:
-    yield _line(["guest", "QEMU", *(column.title for column in columns)])
-    yield _line(["---", "---", *("---:" for _ in columns)])
-    for cell in result["cells"]:
+def _growth_tables(result: Result, folder: str) -> Iterator[str]:
+    for axis in AXES:
+        cells = [cell for curve in curves(result["cells"], axis) for cell in curve.cells]
+        if cells:
+            yield f"{axis.heading}:"
+            yield "\n".join(_table(result, cells, _GROWTH, folder, axis))
+
+
+def _table(
+    result: Result,
+    cells: Iterable[Cell],
+    columns: Sequence[_Column],
+    folder: str,
+    axis: Axis | None = None,
+) -> Iterator[str]:
+    """One row a cell; with an axis, in a column of its own, how much of that the cell has."""
+    sizes = [axis.title] if axis else []
+    yield _line(["guest", "QEMU", *sizes, *(column.title for column in columns)])
+    yield _line(["---", "---", *("---:" for _ in (*sizes, *columns))])
+    for cell in cells:
+        told, size = (axis.usual(cell), [f"{cell[axis.setting]:,}"]) if axis else (cell, [])
         yield _line(
-            [_link(cell, folder), cell["qemu"], *(_shown(cell, c, result) for c in columns)]
+            [
+                _link(told, Path(folder, "runs", cell["name"])),
+                cell["qemu"],
+                *size,
+                *(_shown(cell, column, result) for column in columns),
+            ]
         )
 
 
@@ -95,9 +136,9 @@ def _shown(cell: Cell, column: _Column, result: Result) -> str:
     return " / ".join(told) if set(told) != {UNMEASURED} else UNMEASURED
 
 
-def _link(cell: Cell, folder: str) -> str:
+def _link(cell: Cell, records: Path) -> str:
     name = ", ".join(filter(None, (kind_name(cell["kind"]), setting(cell))))
-    return f"[{name}]({Path(folder, 'runs', cell['name'])})" if cell["runs"] else name
+    return f"[{name}]({records})" if cell["runs"] else name
 
 
 def _cost_table(result: Result, folder: str) -> Iterator[str]:

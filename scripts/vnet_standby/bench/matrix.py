@@ -29,7 +29,7 @@ OWN_QEMU = {kind: "patched" if kind == "patched" else "stock" for kind in KINDS}
 TCP_MIB_S = 50
 """More than emulated NICs take without KVM, less than keeps a migration from converging."""
 
-PresetName = Literal["quick", "full"]
+PresetName = Literal["quick", "standard", "full"]
 
 
 @dataclass(frozen=True)
@@ -117,10 +117,28 @@ class Preset:
 
 _WITH_PRIMARY = KINDS[1:]
 
+_STOCK_AND_OURS: Sequence[Kind] = ("net-failover", "patched")
+"""What is measured of all sizes."""
+_QUICK = (Block(), Block(kinds=_WITH_PRIMARY, traffics=("to-guest",)))
+
 PRESETS: dict[PresetName, Preset] = {
-    "quick": Preset(
-        blocks=(Block(), Block(kinds=_WITH_PRIMARY, traffics=("to-guest",))),
-        repeats=3,
+    "quick": Preset(blocks=_QUICK, repeats=3, bandwidth_mib_s=12),
+    "standard": Preset(
+        blocks=(
+            *_QUICK,
+            Block(kinds=("virtio", "bond", *_STOCK_AND_OURS), tcp=True),
+            Block(kinds=_STOCK_AND_OURS, rams=(1024, 2048)),
+            Block(kinds=_STOCK_AND_OURS, pairs=(4, 16)),
+            Block(topologies=("nested",)),
+            Block(kinds=_STOCK_AND_OURS, topologies=("nested",), rams=(1024,)),
+            Block(
+                kinds=("net-failover",),
+                qemus=("patched",),
+                topologies=("nested",),
+                rams=(RAM_MIB["nested"], 1024),
+            ),
+        ),
+        repeats=2,
         bandwidth_mib_s=12,
     ),
     "full": Preset(
@@ -129,10 +147,10 @@ PRESETS: dict[PresetName, Preset] = {
             Block(qemus=("patched",), traffics=("both", "to-guest")),
             Block(tcp=True),
             Block(kinds=_WITH_PRIMARY, hotplugs=("pcie",)),
-            Block(kinds=("net-failover", "patched"), rams=(1024, 2048)),
-            Block(kinds=("net-failover", "patched"), pairs=(4, 16)),
+            Block(kinds=_STOCK_AND_OURS, rams=(1024, 2048)),
+            Block(kinds=_STOCK_AND_OURS, pairs=(4, 16)),
             Block(topologies=("nested",), traffics=("both", "to-guest")),
-            Block(kinds=("net-failover", "patched"), topologies=("nested",), rams=(1024,)),
+            Block(kinds=_STOCK_AND_OURS, topologies=("nested",), rams=(1024,)),
         ),
         repeats=5,
         bandwidth_mib_s=6,
@@ -150,6 +168,7 @@ class Wishes:
     traffics: Sequence[TrafficKind] = ()
     topologies: Sequence[TopologyName] = ()
     rams: Sequence[int] = ()
+    pairs: Sequence[int] = ()
     tcp: bool = False
 
 

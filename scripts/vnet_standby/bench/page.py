@@ -47,7 +47,7 @@ _SCATTER = {
 }
 """The measures whose single runs are drawn, and whether the noise floor says something about them."""
 
-_GROWTH = ("stop_to_resume_ms", "off_fast_path_s", "eject_ms", "lost_to_guest")
+_GROWTH = ("stop_to_resume_ms", "off_fast_path_s", "eject_ms", "lost_to_guest", "agent_peak_mib")
 """The measures that are drawn against a VM's size."""
 
 _TABLES = {
