@@ -24,7 +24,7 @@ from vnet_standby.lab.command import (
     tap_netdev,
 )
 from vnet_standby.lab.events import Event, EventLog
-from vnet_standby.lab.host_agent import JournalReader
+from vnet_standby.lab.host_agent import JournalReader, record_memory
 from vnet_standby.lab.network import MANAGEMENT_ADDRESS, PREFIX_LENGTH
 from vnet_standby.lab.scenario import Host
 from vnet_standby.lab.vm import Launched, Vm, local, running_vm
@@ -87,6 +87,7 @@ class EmulatedHost:
         self._ram_mib = vm_ram_mib + _OWN_RAM_MIB
         self._nic_mac = nic_mac
         self._vm: Vm | None = None
+        self._agent: JournalReader | None = None
         self._stack = contextlib.AsyncExitStack()
 
     @property
@@ -183,6 +184,15 @@ class EmulatedHost:
         # the agent ends with its host, which says no farewell
         self._stack.push_async_callback(journal.cancel)
         await self._unless_exited(process, journal.ready.wait(), what, log)
+        self._agent = journal
+
+    async def record_agent_memory(self) -> None:
+        """Make an event of how much memory the host's agent has needed, if it has one that lives."""
+        if self._agent:
+            status = f"/proc/{self._agent.pid}/status"
+            await record_memory(
+                await self.run(f"[ ! -e {status} ] || cat {status}"), self.machine.events
+            )
 
     async def _unless_exited(
         self, process: "_HostProcess", waiting: Awaitable[T], what: str, log: Path

@@ -37,7 +37,8 @@ async def host_agent(monitors: Path, events: EventLog, log: Path) -> AsyncIterat
     try:
         await _wait_ready(process, journal, log)
         yield process
-        await _record_memory(process, events)
+        if process.returncode is None:
+            await record_memory(Path(f"/proc/{process.pid}/status").read_text(), events)
     finally:
         await _end(process)
         await journal.end()
@@ -54,6 +55,8 @@ class JournalReader:
     ) -> None:
         """`lab_time` turns a time of the agent's clock, in seconds, into one of ours."""
         self.ready = asyncio.Event()
+        self.pid = 0
+        """The agent's process on its host, once it is ready."""
         self._events = events
         self._lab_time = lab_time
         self._reading = asyncio.create_task(self._read(journal))
@@ -63,6 +66,7 @@ class JournalReader:
             event = journalled(line.decode())
             await self._events.add(event.who, event.event, event.data, self._lab_time(event.t))
             if event.event == "ready":
+                self.pid = int(str(event.data["pid"]))
                 self.ready.set()
 
     async def end(self) -> None:
@@ -94,11 +98,11 @@ def journalled(line: str) -> Event:
     return Event(**json.loads(line))
 
 
-async def _record_memory(process: Process, events: EventLog) -> None:
-    if process.returncode is None:
-        peak = peak_kib(Path(f"/proc/{process.pid}/status").read_text())
-        if peak is not None:
-            await events.add("lab", "agent-memory", {"peak_kib": peak})
+async def record_memory(status: str, events: EventLog) -> None:
+    """Make an event of what an agent's proc_pid_status(5) says of its memory, if it says something."""
+    peak = peak_kib(status)
+    if peak is not None:
+        await events.add("lab", "agent-memory", {"peak_kib": peak})
 
 
 def peak_kib(status: str) -> int | None:

@@ -173,7 +173,7 @@ class Nested:
             await host.machine.agent.ask(f"observe {TAP}")
 
     async def write_records(self, run: Path) -> None:
-        """Write what passed the taps."""
+        """Write what passed the taps, and what the agents have needed."""
         for name, host in self.hosts.items():
             if name in self._killed:
                 continue
@@ -182,6 +182,7 @@ class Nested:
             lines = await host.machine.agent.ask(f"observed {TAP}", _DUMP_S)
             rows = ["seq,direction,host_ns", *(line.replace(" ", ",") for line in lines)]
             (run / f"{name}-tap.csv").write_text("\n".join(rows) + "\n")
+            await host.record_agent_memory()
 
     def facts(self) -> dict[str, Any]:
         """Kernels, the machine that the hosts are, and how well their clocks are known."""
