@@ -36,7 +36,8 @@ RESET_S = 30
 UNPLUG_S = 30  # native PCIe hotplug waits 5 s on the attention button (PCIe base spec 6.7.1.5) before it ejects
 MIGRATION_S = 300
 QUIET_S = 3.0  # the noise floor is measured before the migration
-AFTERMATH_S = 6.0  # the slowest failback seen (e1000: 2 s of link-up time) and some more
+BACK_S = 6.0  # the slowest primary seen (e1000: 2 s of link-up time) and some more
+AFTERMATH_S = 3.0  # QEMU's announcements take 0.8 s, TAIL_PROBES of avocado-tests 1 s
 _END_STATES = ("completed", "failed", "cancelled")
 
 
@@ -272,7 +273,7 @@ class Lab:
         self._samples += source.agent.clock_samples
         self._running, self._destination = destination, None
         await self._plug_managed(incoming=True)
-        await asyncio.sleep(AFTERMATH_S)
+        await self._aftermath()
         return result
 
     async def end_source(self) -> None:
@@ -344,8 +345,27 @@ class Lab:
         await self._end(self._other())
         self._destination = None
         await self._plug_managed(incoming=False)
-        await asyncio.sleep(AFTERMATH_S)
+        await self._aftermath()
         return str(result.get("error-desc", ""))
+
+    async def _aftermath(self) -> None:
+        """Give the guest time to use its primaries again, if it does, and the traffic time to find them."""
+        driver = self.scenario.driver_on(self._here())
+        back: set[object] = set()
+
+        def all_back(event: Event) -> bool:
+            link = event.data
+            told = event.who == "guest" and event.event == "link"
+            if told and link["driver"] == driver and link["master"] and link["carrier"] == "1":
+                back.add(link["name"])
+            return len(back) == self.scenario.pairs
+
+        if driver:
+            # a guest that gets none, or has had it all the time, tells nothing
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(BACK_S):
+                    await self.events.wait(all_back, len(self.events))
+        await asyncio.sleep(AFTERMATH_S)
 
     async def _plug_managed(self, *, incoming: bool) -> None:
         """Give the VM the primary of the host that it is on now, where that is management's task."""

@@ -41,7 +41,7 @@ _SO_MAX_PACING_RATE = 47  # asm-generic/socket.h
 _SETTLED_S = 1.0
 """At first TCP probes for what the path can take."""
 _AFTERMATH_S = 5.0
-"""How long after RESUME is "after the migration": the failback is in it."""
+"""How long after RESUME, at most, is "after the migration": the failback is in it."""
 
 
 class Sample(NamedTuple):
