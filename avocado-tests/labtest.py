@@ -9,10 +9,10 @@ Parameters (`avocado run -p NAME=VALUE`):
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from avocado import Test
 
@@ -27,6 +27,8 @@ from vnet_standby.report.write import write
 from vnet_standby.traffic.analysis import judge
 from vnet_standby.traffic.verdict import Direction, Verdict
 
+T = TypeVar("T")
+
 BANDWIDTH_MIB_S = 40
 """A RAM phase of 2 to 3 s: long enough for hundreds of probes, short enough for many tests."""
 
@@ -34,7 +36,8 @@ SETTLE_S = 30
 """How long a test waits for what should take the guest, the agent or QEMU no time to speak of."""
 
 STOP_EDGE_S = 0.05
-"""What still waits in the source's tap when the guest is stopped is lost with it, although it was sent before."""
+"""What still waits in the source's tap when the guest is stopped is lost with it, although it was sent before; and what
+is sent right after it resumed is, until the bridge has heard of it there."""
 
 UNPLUG_TIMEOUT_MS = 3000
 """How long a migration waits for a guest that a test has made deaf to unplug requests."""
@@ -50,6 +53,9 @@ LEAKS_S = 120
 
 CHECKED_RATE_HZ = 200
 """Probes a second that a guest can take whose kernel checks itself; with more it has time for nothing else."""
+
+SOME_PROBES = 20
+"""So many of a NIC's packets are more than what a guest says by itself when it gets a NIC."""
 
 TAIL_PROBES = 200
 """Traffic persists if this many of the last probes arrive: one second of the lab's aftermath."""
@@ -137,13 +143,33 @@ class LabTest(Test):  # type: ignore[misc]  # avocado has no type information
         self, lab: Lab, wanted: Callable[[Mapping[str, int]], bool], what: str
     ) -> dict[str, int]:
         """Return the driver's counters as soon as they are as `wanted`, which `what` says; no event tells of them."""
+        return await self.polled(lambda: self.counters(lab), wanted, what)
+
+    async def sends_by_primary(self, lab: Lab) -> None:
+        """The guest has begun to send its probes through the primary that it has now, whatever its driver."""
+
+        async def sent() -> int:
+            links = (await lab.vm.agent.links()).values()
+            primary = next(
+                link.name for link in links if link.master and link.driver != "virtio_net"
+            )
+            statistics = f"/sys/class/net/{primary}/statistics"
+            return int(await lab.vm.agent.run(f"cat {statistics}/tx_packets"))
+
+        enough = await sent() + SOME_PROBES
+        await self.polled(sent, lambda count: count >= enough, "sending by the primary")
+
+    async def polled(
+        self, read: Callable[[], Awaitable[T]], wanted: Callable[[T], bool], what: str
+    ) -> T:
+        """Return what is read as soon as it is as `wanted`, which `what` says; for what no event tells of."""
         deadline = time.monotonic() + SETTLE_S
         while True:
-            counters = await self.counters(lab)
-            if wanted(counters):
-                return counters
+            found = await read()
+            if wanted(found):
+                return found
             if time.monotonic() > deadline:
-                self.fail(f"{what}: not within {SETTLE_S} s; the driver counts {counters}")
+                self.fail(f"{what}: not within {SETTLE_S} s; there is {found}")
             await asyncio.sleep(0.05)
 
     async def ignore_unplugs(self, lab: Lab) -> None:
