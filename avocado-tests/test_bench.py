@@ -16,7 +16,7 @@ _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 class Bench(LabTest):
     """
-    :avocado: tags=bench
+    :avocado: tags=bench,parallel
     """
 
     async def test_interrupted_and_resumed(self) -> None:

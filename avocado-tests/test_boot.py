@@ -6,7 +6,7 @@ from labtest import LabTest
 
 class Boot(LabTest):
     """
-    :avocado: tags=boot
+    :avocado: tags=boot,parallel
     """
 
     async def test_standby_driver_first(self) -> None:

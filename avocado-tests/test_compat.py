@@ -9,7 +9,7 @@ OLD_MACHINE = "pc-q35-7.2"
 
 class Compatibility(LabTest):
     """
-    :avocado: tags=compat
+    :avocado: tags=compat,parallel
     """
 
     async def test_patched_to_stock(self) -> None:

@@ -8,7 +8,7 @@ WRONG_MAC = "52:54:00:76:6e:99"
 
 class Controls(LabTest):
     """
-    :avocado: tags=control
+    :avocado: tags=control,parallel
     """
 
     async def test_wrong_mac_on_destination(self) -> None:

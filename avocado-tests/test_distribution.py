@@ -168,7 +168,7 @@ class DistributionTest(LabTest):
 
 class Networkd(DistributionTest):
     """
-    :avocado: tags=distribution
+    :avocado: tags=distribution,parallel
     """
 
     management = "networkd"
@@ -179,7 +179,7 @@ class Networkd(DistributionTest):
 
 class NetworkManager(DistributionTest):
     """
-    :avocado: tags=distribution
+    :avocado: tags=distribution,parallel
     """
 
     management = "network-manager"

@@ -27,7 +27,7 @@ ANOTHER_COMPILER = "CC=cc CONFIG_DEBUG_INFO_BTF_MODULES= CONFIG_CC_HAS_MIN_FUNCT
 
 class Dkms(Test):  # type: ignore[misc]  # avocado has no type information
     """
-    :avocado: tags=driver,dkms
+    :avocado: tags=driver,dkms,parallel
     """
 
     timeout = 300

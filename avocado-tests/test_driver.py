@@ -81,7 +81,7 @@ class DriverTest(LabTest):
 
 class Pair(DriverTest):
     """
-    :avocado: tags=driver
+    :avocado: tags=driver,parallel
     """
 
     async def test_standby_driver_first(self) -> None:
@@ -118,7 +118,7 @@ class Pair(DriverTest):
 
 class Queues(DriverTest):
     """
-    :avocado: tags=driver
+    :avocado: tags=driver,parallel
     """
 
     async def test_primary(self) -> None:
@@ -141,7 +141,7 @@ class Queues(DriverTest):
 
 class Following(DriverTest):
     """
-    :avocado: tags=driver
+    :avocado: tags=driver,parallel
     """
 
     async def test_settings(self) -> None:
@@ -384,7 +384,7 @@ class Following(DriverTest):
 
 class DriverMigration(DriverTest):
     """
-    :avocado: tags=driver
+    :avocado: tags=driver,parallel
     """
 
     async def test_pcie(self) -> None:

@@ -13,7 +13,7 @@ SLOW_MIB_S = 6  # leaves time to interfere with the RAM phase
 
 class Failures(LabTest):
     """
-    :avocado: tags=failure
+    :avocado: tags=failure,parallel
     """
 
     async def test_cancel_bond(self) -> None:

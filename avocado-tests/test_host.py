@@ -25,7 +25,7 @@ THIRD_MAC = "52:54:00:76:6e:03"
 
 class Operator(LabTest):
     """
-    :avocado: tags=nested,host
+    :avocado: tags=nested,host,parallel
     """
 
     timeout = 600

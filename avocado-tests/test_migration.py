@@ -13,7 +13,7 @@ EDGE_PROBES = 10  # 50 ms at the ends of the blackout
 
 class Migration(LabTest):
     """
-    :avocado: tags=migration
+    :avocado: tags=migration,parallel
     """
 
     async def test_bond(self) -> None:
@@ -58,7 +58,7 @@ class Migration(LabTest):
 
 class ThereAndBack(LabTest):
     """
-    :avocado: tags=migration
+    :avocado: tags=migration,parallel
     """
 
     async def test_net_failover(self) -> None:

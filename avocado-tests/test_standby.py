@@ -8,7 +8,7 @@ NEGOTIATED = "VIRTIO_NET_STANDBY_NEGOTIATED"
 
 class Standby(LabTest):
     """
-    :avocado: tags=standby
+    :avocado: tags=standby,parallel
     """
 
     async def test_migration(self) -> None:

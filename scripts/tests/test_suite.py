@@ -21,7 +21,12 @@ def job(folder: Path, *statuses: str) -> Path:
 
 
 def test_counts_by_outcome(tmp_path: Path) -> None:
-    text = summary(job(tmp_path, "PASS", "ERROR", "CANCEL", "FAIL", "INTERRUPTED", "SKIP"))
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    job(first, "PASS", "ERROR", "CANCEL")
+    job(second, "FAIL", "INTERRUPTED", "SKIP")
+    text = summary([first, second])
     assert text.splitlines()[-1] == "1 passed, 3 failed, 2 skipped"
     assert all(len(line) <= 100 for line in text.splitlines() if "results" not in line)
     assert text.count("went") == 5
@@ -29,4 +34,4 @@ def test_counts_by_outcome(tmp_path: Path) -> None:
 
 def test_a_job_without_results_is_named(tmp_path: Path) -> None:
     with pytest.raises(VnetStandbyError, match="no results of avocado"):
-        summary(tmp_path)
+        summary([tmp_path])

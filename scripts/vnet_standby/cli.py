@@ -264,8 +264,10 @@ def _add_series(parser: argparse.ArgumentParser) -> None:
 
 def _add_summary(parser: argparse.ArgumentParser) -> None:
     parser.description = "Show what a run of the VM tests found, a line a test."
-    parser.set_defaults(command=lambda options: print(summary(options.job)))
-    parser.add_argument("job", type=Path, metavar="JOB", help="avocado's results folder")
+    parser.set_defaults(command=lambda options: print(summary(options.jobs)))
+    parser.add_argument(
+        "jobs", type=Path, nargs="+", metavar="JOB", help="a results folder of avocado"
+    )
 
 
 def _demo(options: argparse.Namespace) -> None:

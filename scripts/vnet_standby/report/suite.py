@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What an avocado job found, as a table that fits a terminal."""
+"""What avocado jobs found, as a table that fits a terminal."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +14,28 @@ _NAME_WIDTH = 58
 _REASON_WIDTH = 90
 
 
-def summary(job: Path) -> str:
+def summary(jobs: Sequence[Path]) -> str:
     """A line a test, then the count of passed, failed and skipped ones.
 
-    `job` is an avocado job's results folder. Raises `VnetStandbyError` if there are no results in it.
+    `jobs` are avocado jobs' results folders. Raises `VnetStandbyError` if one of them has no results in it.
     """
-    path = job / "results.json"
-    try:
-        tests: list[dict[str, Any]] = json.loads(path.read_text())["tests"]
-    except (OSError, ValueError, KeyError) as error:
-        raise VnetStandbyError(
-            f"no results of avocado in {job}: {error}; see its job.log"
-        ) from error
+    tests = [test for job in jobs for test in _tests(job)]
     lines = [line for test in tests for line in _lines(test)]
     statuses = [test["status"] for test in tests]
     passed = sum(status in _PASSED for status in statuses)
     skipped = sum(status in _SKIPPED for status in statuses)
     failed = len(statuses) - passed - skipped
-    lines += [
-        f"results: {job.resolve() / 'results.html'}",
-        f"{passed} passed, {failed} failed, {skipped} skipped",
-    ]
-    return "\n".join(lines)
+    lines += [f"results: {job.resolve() / 'results.html'}" for job in jobs]
+    return "\n".join([*lines, f"{passed} passed, {failed} failed, {skipped} skipped"])
+
+
+def _tests(job: Path) -> list[dict[str, Any]]:
+    try:
+        return list(json.loads((job / "results.json").read_text())["tests"])
+    except (OSError, ValueError, KeyError) as error:
+        raise VnetStandbyError(
+            f"no results of avocado in {job}: {error}; see its job.log"
+        ) from error
 
 
 def _lines(test: dict[str, Any]) -> list[str]:
