@@ -447,7 +447,7 @@ class DriverMigration(DriverTest):
 
 class DriverComparison(DriverTest):
     """
-    :avocado: tags=driver
+    :avocado: tags=driver,long
     """
 
     async def test_both_ways(self) -> None:

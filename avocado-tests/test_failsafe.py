@@ -174,6 +174,9 @@ class KeptPrimary(LabTest):
         await self.keep(primary="e1000e")
 
     async def test_e1000(self) -> None:
+        """
+        :avocado: tags=long
+        """
         await self.keep(primary="e1000")
 
     async def test_guest_ejects_late(self) -> None:

@@ -121,6 +121,33 @@ class LosslessTest(LabTest):
         self.assert_persists(verdict)
 
 
+class UnhurriedTest(LosslessTest):
+    """QEMU waits 500 ms for an agent: one in an emulated host, or with many pairs, can need more on a busy machine."""
+
+    gave_up: Sequence[Event] = ()
+
+    async def migrate(self, lab: Lab) -> None:
+        since = len(lab.events)
+        try:
+            await super().migrate(lab)
+        except VnetStandbyError:
+            self.excuse(lab.events.seen(_gives_up, since))
+            raise
+        self.gave_up = lab.events.seen(_gives_up, since)
+
+    def assert_complete(self, verdict: Verdict) -> None:
+        try:
+            super().assert_complete(verdict)
+        except AssertionError:
+            self.excuse(self.gave_up)
+            raise
+
+    def excuse(self, gave_up: Sequence[Event]) -> None:
+        """Cancel the test if QEMU has given up waiting for an agent."""
+        if gave_up:
+            self.cancel(f"this machine is too slow for it: {gave_up[0]}")
+
+
 class Lossless(LosslessTest):
     """
     :avocado: tags=lossless
@@ -166,14 +193,23 @@ class Lossless(LosslessTest):
         self.assert_lossless(self.judge())
 
     async def test_tcp(self) -> None:
-        """A stream beside the probes pauses for the blackout, and nothing of it is sent twice."""
+        """A stream beside the probes pauses for the blackout, and nothing of it is lost.
+
+        A segment that is answered late, by a machine that stands still, is sent again all the same; the guest says so.
+        """
         async with self.managed(tcp_mib_s=TCP_MIB_S) as lab:
             await self.migrate(lab)
         verdict = self.judge()
         self.assert_lossless(verdict)
         assert verdict.tcp is not None, "the stream ended early"
         self.log.info("%s", verdict.tcp)
-        self.assertEqual(verdict.tcp.retransmitted, 0)
+        self.assertEqual(verdict.tcp.retransmitted - verdict.tcp.doubled, 0)
+
+
+class ManyPairs(UnhurriedTest):
+    """
+    :avocado: tags=lossless
+    """
 
     async def test_sixteen_pairs(self) -> None:
         """All fail over at once, and each finds its own primary again."""
@@ -192,14 +228,13 @@ class Lossless(LosslessTest):
         self.assertEqual(pairs, {master: links[master].mac for master in pairs})
 
 
-class Nested(LosslessTest):
+class Nested(UnhurriedTest):
     """The same with real VFs, whose filters the agents of two hosts move.
 
     :avocado: tags=lossless,nested
     """
 
     timeout = 600
-    gave_up: Sequence[Event] = ()
     hosts: ClassVar[dict[str, Any]] = {
         "topology": "nested",
         "primary": "vf",
@@ -215,6 +250,9 @@ class Nested(LosslessTest):
         await self.across("primary", "nic", destination_primary="nic")
 
     async def test_from_another_vendor(self) -> None:
+        """
+        :avocado: tags=long
+        """
         await self.across("nic", "primary", primary="nic", destination_primary="vf")
 
     async def across(self, source: str, destination: str, **primaries: str) -> None:
@@ -253,28 +291,6 @@ class Nested(LosslessTest):
             await lab.topology.hosts["a"].kill_agent()
             await lab.vm.bounded(left, SWITCH_S, "the agent's guard putting the fabric in order")
         self.assert_lossless(self.judge())
-
-    async def migrate(self, lab: Lab) -> None:
-        """QEMU waits 500 ms for an agent; in hosts that are emulated on a busy machine it can take longer."""
-        since = len(lab.events)
-        try:
-            await super().migrate(lab)
-        except VnetStandbyError:
-            self.excuse(lab.events.seen(_gives_up, since))
-            raise
-        self.gave_up = lab.events.seen(_gives_up, since)
-
-    def assert_complete(self, verdict: Verdict) -> None:
-        try:
-            super().assert_complete(verdict)
-        except AssertionError:
-            self.excuse(self.gave_up)
-            raise
-
-    def excuse(self, gave_up: Sequence[Event]) -> None:
-        """Cancel the test if QEMU has given up waiting for an agent."""
-        if gave_up:
-            self.cancel(f"the emulated hosts are too slow here: {gave_up[0]}")
 
 
 class Unplanned(LosslessTest):

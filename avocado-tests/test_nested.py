@@ -92,6 +92,9 @@ class NestedHosts(NestedTest):
         self.assertEqual(self.route(verdict, "from_guest"), there + back)
 
     async def test_net_failover(self) -> None:
+        """
+        :avocado: tags=long
+        """
         async with self.hosts(guest="net-failover") as (lab, _):
             await self.start(lab)
             await lab.start_traffic()

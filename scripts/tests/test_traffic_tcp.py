@@ -25,10 +25,16 @@ S = 1_000_000_000
 def steady(
     start_s: float, end_s: float, mib_s: float, acked: int = 0, retransmitted: int = 0
 ) -> list[Sample]:
-    """A sample every 10 ms."""
+    """A sample every 10 ms; one segment was sent again for nothing, if any was."""
+    doubled = min(retransmitted, 1)
     number = round((end_s - start_s) * 100)
     return [
-        Sample(round((start_s + n / 100) * S), acked + round(n / 100 * mib_s * MIB), retransmitted)
+        Sample(
+            round((start_s + n / 100) * S),
+            acked + round(n / 100 * mib_s * MIB),
+            retransmitted,
+            doubled,
+        )
         for n in range(number + 1)
     ]
 
@@ -36,7 +42,7 @@ def steady(
 def test_what_a_stream_achieves_before_through_and_after_the_migration() -> None:
     """Slow at first, which does not count; 8 MiB/s; at 10 s migrate; 2 s of nothing; the guest resumes at 20 s."""
     slow = steady(0, 1, 1)
-    fast = steady(1, 12, 8, MIB, retransmitted=2)
+    fast = steady(1, 12, 8, MIB)
     after = steady(14, 24, 8, fast[-1].acked_bytes, retransmitted=5)
     late = steady(25.01, 40, 2, after[-1].acked_bytes, retransmitted=9)
     samples = [*slow, *fast[1:], *after, *late]
@@ -46,7 +52,8 @@ def test_what_a_stream_achieves_before_through_and_after_the_migration() -> None
     assert got.through_mib_s == pytest.approx(8 * 8 / 10)
     assert got.after_mib_s == pytest.approx(8)
     assert got.longest_stall_ms == pytest.approx(2010)
-    assert got.retransmitted == 3
+    assert got.retransmitted == 5
+    assert got.doubled == 1
 
 
 def test_a_stall_that_never_ends_counts() -> None:
@@ -63,10 +70,10 @@ def test_too_little_of_a_stream_is_not_judged(samples: list[Sample]) -> None:
 
 def test_what_is_written_is_read_again_and_nothing_else(tmp_path: Path) -> None:
     assert tcp.read(tmp_path) is None
-    samples = [Sample(1, 2, 0), Sample(3, 4, 5)]
+    samples = [Sample(1, 2, 0, 0), Sample(3, 4, 5, 6)]
     tcp.write(tmp_path, samples)
     assert tcp.read(tmp_path) == samples
-    (tmp_path / tcp.RECORD).write_text("host_ns,acked_bytes,retransmitted\n1,2,\n")
+    (tmp_path / tcp.RECORD).write_text("host_ns,acked_bytes,retransmitted,doubled\n1,2,3,\n")
     with pytest.raises(VnetStandbyError, match=r"tcp.csv is malformed"):
         tcp.read(tmp_path)
 
@@ -124,6 +131,7 @@ def test_the_stream_notes_what_the_receiver_has_acknowledged() -> None:
     assert len(set(acked)) > 2
     assert last.acked_bytes >= 4 * MIB - MIB
     assert last.retransmitted == 0
+    assert last.doubled == 0
 
 
 def test_a_guest_that_does_not_listen_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -365,7 +365,8 @@ def achieved(tcp: Throughput) -> str:
     """Return what a TCP stream achieved, in a phrase."""
     return (
         f"{tcp.before_mib_s:.1f} MiB/s before, {tcp.through_mib_s:.1f} through, {tcp.after_mib_s:.1f} after; "
-        f"longest stall {tcp.longest_stall_ms:.0f} ms, {count(tcp.retransmitted, 'retransmission')}"
+        f"longest stall {tcp.longest_stall_ms:.0f} ms, {count(tcp.retransmitted, 'retransmission')}, "
+        f"{tcp.doubled} of what the guest had already"
     )
 
 

@@ -34,8 +34,9 @@ _RETRY_S = 0.1
 _BUFFER = bytes(1 << 16)
 _BACKLOG_BYTES = 1 << 19
 """What may wait in this machine: with more, a pause of the guest would look like one of the network later."""
-# linux/tcp.h, struct tcp_info: 8 bytes, 24 words of which the last is tcpi_total_retrans, two rates, tcpi_bytes_acked
-_INFO = struct.Struct("=100xI16xQ")
+# linux/tcp.h, struct tcp_info: 8 bytes, 24 words of which the last is tcpi_total_retrans, two rates, tcpi_bytes_acked,
+# and 88 bytes further tcpi_dsack_dups
+_INFO = struct.Struct("=100xI16xQ88xI")
 _SO_MAX_PACING_RATE = 47  # asm-generic/socket.h
 
 _SETTLED_S = 1.0
@@ -51,6 +52,8 @@ class Sample(NamedTuple):
     acked_bytes: int
     retransmitted: int
     """Segments that were sent again so far."""
+    doubled: int
+    """Segments of which the guest has said so far that it had got them before (RFC 2883)."""
 
 
 def stream(connection: socket.socket, stop: Stop) -> list[Sample]:
@@ -74,8 +77,8 @@ def stream(connection: socket.socket, stop: Stop) -> list[Sample]:
 def sample(connection: socket.socket) -> Sample:
     """Return what the kernel knows of the stream now."""
     info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size)
-    retransmitted, acked = _INFO.unpack(info)
-    return Sample(time.time_ns(), acked, retransmitted)
+    retransmitted, acked, doubled = _INFO.unpack(info)
+    return Sample(time.time_ns(), acked, retransmitted, doubled)
 
 
 def connect(address: tuple[str, int], rate_mib_s: float) -> socket.socket:
@@ -141,6 +144,7 @@ def throughput(samples: Sequence[Sample], migrate_ns: int, resume_ns: int) -> Th
         after_mib_s=_mib_s(after),
         longest_stall_ms=_longest_stall_ms(migration),
         retransmitted=migration[-1].retransmitted - migration[0].retransmitted,
+        doubled=migration[-1].doubled - migration[0].doubled,
     )
 
 

@@ -109,6 +109,8 @@ class Throughput:
     """The longest time in the two stretches of the migration in which nothing was acknowledged."""
     retransmitted: int
     """Segments that the peer sent again in these two stretches (RFC 4898, tcpEStatsPerfSegsRetrans)."""
+    doubled: int
+    """Segments that the guest got twice in them: sent again because its answer was late, not because one was lost."""
 
 
 @dataclass(frozen=True)
