@@ -126,10 +126,10 @@ PRESETS: dict[PresetName, Preset] = {
     "standard": Preset(
         blocks=(
             *_QUICK,
-            Block(kinds=("virtio", "bond", *_STOCK_AND_OURS), tcp=True),
+            Block(kinds=("bond", *_STOCK_AND_OURS), tcp=True),
             Block(kinds=_STOCK_AND_OURS, rams=(1024, 2048)),
             Block(kinds=_STOCK_AND_OURS, pairs=(4, 16)),
-            Block(topologies=("nested",)),
+            Block(kinds=("virtio", "bond", *_STOCK_AND_OURS), topologies=("nested",)),
             Block(kinds=_STOCK_AND_OURS, topologies=("nested",), rams=(1024,)),
             Block(
                 kinds=("net-failover",),
