@@ -163,6 +163,21 @@ def test_a_finished_bench_runs_nothing_again(lab: Lab, tmp_path: Path, said: lis
     assert len(lab.calls) == 2
 
 
+def test_a_bench_gets_more_repeats_or_makes_do_with_fewer(
+    lab: Lab, tmp_path: Path, said: list[str]
+) -> None:
+    out = tmp_path / "bench"
+    run(a_plan(BOND), out, said)
+    for repeats, measured in ((3, 3), (2, 2)):
+        changed = plan.repeat(plan.load(out), repeats, out)
+        assert changed == plan.load(out)
+        result = run(changed, out, said)
+        assert result["complete"]
+        assert result["command"].endswith(f" --repeats {repeats}")
+        assert len(result["cells"][0]["runs"]) == measured
+    assert len(lab.calls) == 3
+
+
 def test_a_run_that_fails_is_not_measured_and_the_others_go_on(
     lab: Lab, tmp_path: Path, said: list[str]
 ) -> None:
@@ -233,7 +248,7 @@ def test_a_folder_that_holds_a_bench_takes_no_other(tmp_path: Path) -> None:
 
 def test_two_processes_do_not_run_the_same_bench(tmp_path: Path, said: list[str]) -> None:
     plan.save(a_plan(VIRTIO), tmp_path)
-    with bench._alone(tmp_path), pytest.raises(VnetStandbyError, match=r"another process"):
+    with bench.alone(tmp_path), pytest.raises(VnetStandbyError, match=r"another process"):
         bench.run(plan.load(tmp_path), tmp_path, said.append)
 
 

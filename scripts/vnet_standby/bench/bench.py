@@ -69,7 +69,7 @@ def _image(name: str, guest: GuestKind, kernel: str | None) -> dict[str, str]:
 
 def run(plan: Plan, out: Path, say: Callable[[str], None]) -> None:
     """Run what has not run yet; however that ends, the result of what has is written."""
-    with _alone(out):
+    with alone(out):
         try:
             run_all(list(plans.jobs(plan, out)), out, say)
         except KeyboardInterrupt:
@@ -80,7 +80,8 @@ def run(plan: Plan, out: Path, say: Callable[[str], None]) -> None:
 
 
 @contextlib.contextmanager
-def _alone(out: Path) -> Iterator[None]:
+def alone(out: Path) -> Iterator[None]:
+    """Keep other processes from the bench in a folder; raises `VnetStandbyError` if one is at it."""
     with (out / plans.FILE).open() as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

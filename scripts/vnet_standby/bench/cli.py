@@ -48,7 +48,8 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
         "--resume",
         type=Path,
         metavar="DIR",
-        help="go on with the bench there, as it was begun; a finished one gets its result written anew",
+        help="go on with the bench there, as it was begun; a finished one gets its result written anew. With --repeats "
+        "it gets more runs of each cell, or makes do with fewer",
     )
     add(
         "--readme",
@@ -106,6 +107,9 @@ def _bench(options: argparse.Namespace) -> None:
         plan = plans.load(out)
         qemus = bench.find_qemus(plan.cells, plan.qemus, options.qemu_source)
         plans.require_same_ground(plan, bench.ground(plan.cells, qemus, plan.kernel), out)
+        if options.repeats:
+            with bench.alone(out):
+                plan = plans.repeat(plan, options.repeats, out)
     else:
         out = options.out or paths.BUILD / "bench" / time.strftime("%Y%m%d-%H%M%S")
         plan = _new_plan(options)

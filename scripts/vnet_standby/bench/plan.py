@@ -6,7 +6,7 @@ import os
 import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,18 @@ def save(plan: Plan, out: Path) -> None:
         raise VnetStandbyError(
             f"{out} holds a bench already; go on with it (--resume {out}), or give another --out"
         )
+    _write(plan, out)
+
+
+def repeat(plan: Plan, repeats: int, out: Path) -> Plan:
+    """Let the bench in a folder have so many runs of each cell from now on; return its new plan."""
+    command = f"{plan.command} --repeats {repeats}"  # of an option that is given twice, the last one counts
+    changed = replace(plan, repeats=repeats, command=command)
+    _write(changed, out)
+    return changed
+
+
+def _write(plan: Plan, out: Path) -> None:
     write_atomically(out / FILE, json.dumps(asdict(plan), indent=1) + "\n")
 
 
