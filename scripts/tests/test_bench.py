@@ -23,7 +23,7 @@ from vnet_standby.bench.page import page
 from vnet_standby.bench.plan import Plan, jobs, run_folder
 from vnet_standby.bench.results import collect, failures, read
 from vnet_standby.bench.run import Record, read_record, time_left
-from vnet_standby.bench.words import cell_name
+from vnet_standby.bench.words import cell_name, reasons
 from vnet_standby.errors import VnetStandbyError
 from vnet_standby.lab.host_agent import peak_kib
 
@@ -357,6 +357,22 @@ def test_tcp_is_told_where_a_cell_has_it_and_its_absence_where_not(tmp_path: Pat
     assert told == [7, 5, 6, 761, 3]
 
 
+def test_an_agent_that_qemu_did_not_wait_for_is_counted(tmp_path: Path) -> None:
+    folder = a_run(tmp_path / "run")
+    assert figures(folder, PATCHED)["agent_late"] == Missing("no host agent runs there")
+    told = [
+        ("agent", "ready", {}),
+        ("a", "VIRTIO_NET_STANDBY_FABRIC", {"outcome": "acknowledged"}),
+        ("a", "VIRTIO_NET_STANDBY_FABRIC", {"outcome": "timed-out"}),
+        ("a", "VIRTIO_NET_STANDBY_GATE", {"state": "withdrawn", "role": "source"}),
+        ("b", "VIRTIO_NET_STANDBY_GATE", {"state": "withdrawn", "role": "destination"}),
+    ]
+    with (folder / "events.jsonl").open("a") as events:
+        for who, name, data in told:
+            events.write(json.dumps({"t": 0.0, "who": who, "event": name, "data": data}) + "\n")
+    assert figures(folder, PATCHED)["agent_late"] == 2
+
+
 def test_peak_memory_is_read_from_proc() -> None:
     status = Path("/proc/self/status").read_text()
     assert 0 < (peak_kib(status) or 0) < 1 << 30
@@ -433,6 +449,16 @@ def test_another_qemu_than_a_kinds_own_is_named_and_what_holds_for_all_is_told_o
     assert "- no TCP stream in this cell: all" in text.splitlines()
     assert "- it has no primary: virtio" in text.splitlines()
     assert cell_name(asdict(cells[1])) == "bond, mine QEMU"
+
+
+def test_what_most_cells_lack_is_told_of_the_others() -> None:
+    lacks, has = {"x": {"not_measured": "no x"}}, {"x": {"median": 1.0}}
+    cells = [
+        {**asdict(cell), "figures": has if cell == BOND else lacks}
+        for cell in (VIRTIO, BOND, PATCHED)
+    ]
+    assert reasons(cells, ["x"]) == {"no x": ["all but bond"]}
+    assert reasons(cells[:2], ["x"]) == {"no x": ["virtio"]}
 
 
 def test_a_readme_gets_the_tables_between_the_marks_again_and_again(

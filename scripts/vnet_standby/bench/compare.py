@@ -17,7 +17,7 @@ none: apart is apart. The more repeats, the more a range says; with one it is a 
 
 Outcome = Literal["better", "worse", "within noise", "not measured"]
 
-_UNNOISY = {"MiB", "MiB/s", "instructions", "segments"}
+_UNNOISY = {"MiB", "MiB/s", "instructions", "segments", "times"}
 
 
 @dataclass(frozen=True)

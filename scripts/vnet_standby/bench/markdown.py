@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vnet_standby.bench.growth import AXES, Axis, curves
+from vnet_standby.bench.results import noise_floor
 from vnet_standby.bench.words import (
     UNMEASURED,
     Cell,
@@ -45,6 +46,7 @@ _LOSS = (
     _Column("lost from guest", ("lost_from_guest",)),
     _Column("duplicated to / from", ("duplicated_to_guest", "duplicated_from_guest")),
     _Column("reordered to / from", ("reordered_to_guest", "reordered_from_guest")),
+    _Column("agent too late", ("agent_late",)),
     _Column("noise floor, ms", ("noise_floor_ms",)),
 )
 _TIME = (
@@ -71,6 +73,7 @@ _GROWTH = (
     _Column("eject, ms", ("eject_ms",)),
     _Column("replug, ms", ("replug_ms",)),
     _Column("host agent, MiB", ("agent_peak_mib",)),
+    _Column("agent too late", ("agent_late",)),
 )
 
 
@@ -92,7 +95,7 @@ def markdown(result: Result, folder: str) -> str:
         *_growth_tables(result, folder),
         *_cost_table(result, folder),
         " ".join(ground(result)),
-        "\n".join(_legend(reasons(result, shown))),
+        "\n".join(_legend(reasons(cells, shown))),
         f"Every single value, with plots: [{Path(folder, 'bench.html')}]({Path(folder, 'bench.html')}). The links "
         "lead to raw records below the bench's folder, where the command has left it.",
     ]
@@ -201,7 +204,7 @@ def _part(result: Result, topology: str) -> Result:
     costs = result["costs"]
     if topology != _COSTS_WITH:
         costs = {**costs, "kinds": {}}
-    return {**result, "cells": cells, "costs": costs}
+    return {**result, "cells": cells, "costs": costs, "noise_floor_ms": noise_floor(cells)}
 
 
 def _replaced(text: str, topology: str, tables: str, readme: Path) -> str:

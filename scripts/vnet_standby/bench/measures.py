@@ -17,7 +17,7 @@ from vnet_standby.report.story import SPOKEN
 from vnet_standby.report.write import read_events, read_run
 from vnet_standby.traffic.verdict import DIRECTIONS, Direction, SwitchKind
 
-Unit = Literal["probes", "segments", "ms", "s", "MiB", "MiB/s", "instructions"]
+Unit = Literal["probes", "segments", "times", "ms", "s", "MiB", "MiB/s", "instructions"]
 SWITCHES: tuple[SwitchKind, ...] = get_args(SwitchKind)
 
 
@@ -64,6 +64,7 @@ def _measures() -> Iterable[tuple[str, Measure]]:
     yield "tcp_stall_ms", Measure("longest stall of TCP", "ms")
     yield "tcp_retransmitted", Measure("TCP sent again", "segments")
     yield "agent_peak_mib", Measure("peak memory of the host agent", "MiB")
+    yield "agent_late", Measure("QEMU did not wait any longer for the host agent", "times")
     yield "noise_floor_ms", Measure("noise floor", "ms")
 
 
@@ -96,6 +97,7 @@ def figures(run: Path, cell: Cell) -> dict[str, Figure]:
     found["migration_s"] = _known(result["migration"]["total_s"], "no migration completed")
     found |= _tcp(result, cell)
     found["agent_peak_mib"] = _agent_mib(events)
+    found["agent_late"] = _agent_late(events)
     found["noise_floor_ms"] = _known(result["noise_floor_ms"], "no quiet stretch")
     return found
 
@@ -253,6 +255,22 @@ def _tcp(result: Result, cell: Cell) -> dict[str, Figure]:
 def _agent_mib(events: Events) -> Figure:
     peaks = [float(e["data"]["peak_kib"]) for e in events if e["event"] == "agent-memory"]
     return max(peaks) / 1024 if peaks else NO_AGENT
+
+
+def _agent_late(events: Events) -> Figure:
+    """How often QEMU went on without the fabric, or without an answer at its gate."""
+    if not any(event["who"] == "agent" for event in events):
+        return NO_AGENT
+    return float(sum(_is_given_up(event) for event in events))
+
+
+def _is_given_up(event: Mapping[str, Any]) -> bool:
+    data = event["data"]
+    told = event["event"], data.get("outcome"), data.get("state"), data.get("role")
+    return told in {
+        ("VIRTIO_NET_STANDBY_FABRIC", "timed-out", None, None),
+        ("VIRTIO_NET_STANDBY_GATE", None, "withdrawn", "source"),
+    }
 
 
 def cost_figures(costs: Mapping[str, Any], kind: str) -> dict[str, Figure]:

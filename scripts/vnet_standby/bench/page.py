@@ -74,6 +74,7 @@ _TABLES = {
         "tcp_stall_ms",
         "tcp_retransmitted",
         "agent_peak_mib",
+        "agent_late",
         "noise_floor_ms",
     ),
 }
@@ -230,7 +231,7 @@ def _cost(figure: Mapping[str, Any], folder: str) -> list[Link | str]:
 
 def _unmeasured(main: ET.Element, result: Result) -> None:
     keys = [key for keys in _TABLES.values() for key in keys]
-    found = reasons(result, keys)
+    found = reasons(result["cells"], keys)
     if found:
         section = add_section(main, "Not measured")
         rows = [(reason, "; ".join(names)) for reason, names in found.items()]

@@ -58,11 +58,6 @@ _NOT_YET = "it has not run yet"
 def collect(plan: Plan, out: Path) -> dict[str, Any]:
     """Read what all runs of a bench have left until now."""
     cells = [_cell(plan, cell, out) for cell in plan.cells]
-    floors = [
-        value["value"]
-        for cell in cells
-        for value in cell["figures"]["noise_floor_ms"].get("values", ())
-    ]
     return {
         "schema": SCHEMA,
         "command": plan.command,
@@ -74,7 +69,7 @@ def collect(plan: Plan, out: Path) -> dict[str, Any]:
             "rate_hz": plan.rate_hz,
             "bandwidth_mib_s": plan.bandwidth_mib_s,
         },
-        "noise_floor_ms": _summary(floors) if floors else {"not_measured": _NOT_YET},
+        "noise_floor_ms": noise_floor(cells),
         "loaded": list(_loaded(plan, cells, out)),
         "measures": {
             key: asdict(measure) for key, measure in {**MEASURES, **COST_MEASURES}.items()
@@ -82,6 +77,20 @@ def collect(plan: Plan, out: Path) -> dict[str, Any]:
         "cells": cells,
         "costs": _costs(plan, out),
     }
+
+
+def noise_floor(cells: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the median, min and max of all runs of these cells."""
+    floors = _floors(cells)
+    return dict(_summary(floors)) if floors else {"not_measured": _NOT_YET}
+
+
+def _floors(cells: Iterable[Mapping[str, Any]]) -> list[float]:
+    return [
+        value["value"]
+        for cell in cells
+        for value in cell["figures"]["noise_floor_ms"].get("values", ())
+    ]
 
 
 def _cell(plan: Plan, cell: Cell, out: Path) -> dict[str, Any]:
@@ -161,11 +170,7 @@ def _loaded(plan: Plan, cells: Sequence[Mapping[str, Any]], out: Path) -> Iterab
             f"up to {max(busy.values()):.0%}"
         )
     limit_ms = NOISY_INTERVALS * 1e3 / plan.rate_hz
-    floors = [
-        value["value"]
-        for cell in cells
-        for value in cell["figures"]["noise_floor_ms"].get("values", ())
-    ]
+    floors = _floors(cells)
     noisy = [floor for floor in floors if floor > limit_ms]
     if noisy:
         yield (

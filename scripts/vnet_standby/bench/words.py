@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """How a bench's result is told: cells, figures and how it was made, in words."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vnet_standby.bench.matrix import OWN_QEMU
@@ -44,7 +44,7 @@ def cell_name(cell: Cell) -> str:
 
 def number(value: float, unit: str) -> str:
     """Return a figure with as many digits as it is good for."""
-    digits = 0 if unit in {"probes", "instructions"} or value >= 100 else 1
+    digits = 0 if unit in {"probes", "times", "instructions"} or value >= 100 else 1
     return f"{value:,.{digits}f}"
 
 
@@ -56,17 +56,27 @@ def spread(figure: Mapping[str, Any], unit: str) -> str:
     return middle if low == high else f"{middle} ({low} to {high})"
 
 
-def reasons(result: Result, keys: Iterable[str]) -> dict[str, list[str]]:
-    """Why figures, of the measures with these keys, were not measured: by reason, the cells that it holds for."""
+def reasons(cells: Sequence[Cell], keys: Iterable[str]) -> dict[str, list[str]]:
+    """Why figures, of the measures with these keys, were not measured: by reason, the cells that it holds for.
+
+    Where those are most of the cells, the others are named.
+    """
     wanted, found = list(keys), dict[str, list[str]]()
-    for cell in result["cells"]:
+    for cell in cells:
         missing = (cell["figures"][key].get("not_measured") for key in wanted)
         for reason in dict.fromkeys(filter(None, missing)):
             found.setdefault(reason, []).append(cell_name(cell))
-    every = len(result["cells"])
-    return {
-        reason: ["all"] if len(names) == every > 1 else names for reason, names in found.items()
-    }
+    every = [cell_name(cell) for cell in cells]
+    return {reason: _fewer(names, every) for reason, names in found.items()}
+
+
+def _fewer(names: Sequence[str], every: Sequence[str]) -> list[str]:
+    others = [name for name in every if name not in names]
+    if len(every) == 1 or len(others) >= len(names):
+        return list(names)
+    if not others:
+        return ["all"]
+    return [f"all but {others[0]}", *others[1:]]
 
 
 def ground(result: Result) -> list[str]:
