@@ -11,8 +11,8 @@ from vnet_standby.report.text import table
 RULE = """\
 Of each cell and measure both results have a range, from the least to the most that their runs say. Two figures differ
 beyond noise if the ranges are apart by more than the noise floor: the largest one of all runs of the cell in both
-results, in milliseconds for times, and in probe intervals for probes. Memory, TCP's throughput and instructions have
-none: apart is apart. The more repeats, the more a range says; with one it is a point.\
+results, in milliseconds for times, and in probe intervals for probes. Memory, TCP, instructions and how often an
+agent was late have none: apart is apart. The more repeats, the more a range says; with one it is a point.\
 """
 
 Outcome = Literal["better", "worse", "within noise", "not measured"]

@@ -38,6 +38,15 @@ class _Column:
     """One measure, or two that share the column."""
 
 
+_AGENT_LATE = _Column("agent too late", ("agent_late",))
+_AGENT_MEMORY = _Column("host agent, MiB", ("agent_peak_mib",))
+_STEPS = (
+    _Column("STOP to RESUME, ms", ("stop_to_resume_ms",)),
+    _Column("as QEMU reports it, ms", ("downtime_ms",)),
+    _Column("off the fast path, s", ("off_fast_path_s",)),
+    _Column("eject, ms", ("eject_ms",)),
+    _Column("replug, ms", ("replug_ms",)),
+)
 _LOSS = (
     _Column("failover", ("lost_failover_to_guest",)),
     _Column("blackout", ("lost_blackout_to_guest",)),
@@ -46,34 +55,26 @@ _LOSS = (
     _Column("lost from guest", ("lost_from_guest",)),
     _Column("duplicated to / from", ("duplicated_to_guest", "duplicated_from_guest")),
     _Column("reordered to / from", ("reordered_to_guest", "reordered_from_guest")),
-    _Column("agent too late", ("agent_late",)),
+    _AGENT_LATE,
     _Column("noise floor, ms", ("noise_floor_ms",)),
 )
 _TIME = (
     _Column("longest gap to guest, ms", ("gap_to_guest_ms",)),
     _Column("from guest, ms", ("gap_from_guest_ms",)),
-    _Column("STOP to RESUME, ms", ("stop_to_resume_ms",)),
-    _Column("as QEMU reports it, ms", ("downtime_ms",)),
-    _Column("off the fast path, s", ("off_fast_path_s",)),
-    _Column("eject, ms", ("eject_ms",)),
-    _Column("replug, ms", ("replug_ms",)),
+    *_STEPS,
     _Column(
         "TCP before / through / after, MiB/s",
         ("tcp_before_mib_s", "tcp_through_mib_s", "tcp_after_mib_s"),
     ),
     _Column("TCP sent again", ("tcp_retransmitted",)),
-    _Column("host agent, MiB", ("agent_peak_mib",)),
+    _AGENT_MEMORY,
 )
 _GROWTH = (
     _Column("lost to guest", ("lost_to_guest",)),
     _Column("lost from guest", ("lost_from_guest",)),
-    _Column("STOP to RESUME, ms", ("stop_to_resume_ms",)),
-    _Column("as QEMU reports it, ms", ("downtime_ms",)),
-    _Column("off the fast path, s", ("off_fast_path_s",)),
-    _Column("eject, ms", ("eject_ms",)),
-    _Column("replug, ms", ("replug_ms",)),
-    _Column("host agent, MiB", ("agent_peak_mib",)),
-    _Column("agent too late", ("agent_late",)),
+    *_STEPS,
+    _AGENT_MEMORY,
+    _AGENT_LATE,
 )
 
 
