@@ -3,7 +3,6 @@
 
 import asyncio
 import contextlib
-import json
 import shlex
 import socket
 from collections.abc import Awaitable, Sequence
@@ -162,8 +161,8 @@ class EmulatedHost:
 
     async def kill_agent(self) -> None:
         """End the host's agent as a crash would; its guard, another process, lives on."""
-        status = json.loads(await self.operate("agent", "--status", "--json"))
-        await self.run(f"kill -9 {status['pid']}")
+        assert self._agent is not None, "start_agent() comes first"
+        await self.run(f"kill -9 {self._agent.pid}")
 
     async def start_agent(self, events: EventLog, log: Path) -> None:
         """Start the host's agent, for the VMs in `MONITORS`; its journal calls us over the management network.
